@@ -1,0 +1,30 @@
+//! Gristmill: the background worker of a chat product, inside Postgres transactions.
+//!
+//! Modules stand on floors (`tests/floors.rs`): a module names only floors below its own.
+
+pub mod domain;
+
+pub mod config;
+
+pub mod chunk;
+pub mod embed;
+pub mod extract;
+pub mod fetch;
+pub mod objects;
+pub mod queue;
+pub mod scan;
+pub mod store;
+
+pub mod context;
+
+pub mod job;
+
+#[path = "../jobs/mod.rs"]
+pub mod jobs;
+
+pub mod runtime;
+
+pub mod cli;
+
+/// The schema's migrations, run by `gristmill migrate` as the database's owner.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
