@@ -1,0 +1,171 @@
+//! The counter where workers take jobs and hand them back: claim, acknowledge, renew, rescue.
+//!
+//! Only `runtime` calls this. Each call is one statement, so nothing here needs a transaction.
+
+use crate::domain::{JobId, WorkspaceId};
+use crate::queue::Lease;
+use sqlx::postgres::types::PgInterval;
+use sqlx::{PgConnection, PgPool};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A job in a worker's hands.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    pub lease: Lease,
+    pub kind: String,
+    pub payload: serde_json::Value,
+    /// Counted when it was claimed: 1 is the first.
+    pub attempt: i32,
+    pub max_attempts: i32,
+    /// What the last attempt, or its rescue, left to say.
+    pub reason: Option<String>,
+}
+
+/// Which jobs a worker asks for.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Unique to this start of this process.
+    pub worker: String,
+    pub lane: i32,
+    pub kinds: Vec<String>,
+    pub lease: Duration,
+    pub workspace_cap: i32,
+}
+
+/// How a job left a worker's hands, when not inside its own transaction.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    Done,
+    /// To be tried again after the stored back-off.
+    Retry { reason: String },
+    /// To be tried again after `delay`; costs no attempt.
+    Wait { delay: Duration, reason: String },
+    /// Never begun, or stopped by us: back at once, costs no attempt.
+    HandedBack { reason: String },
+    Cancelled { reason: String },
+}
+
+/// The back-off written with a retry.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    pub base: Duration,
+    pub ceiling: Duration,
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval { months: 0, days: 0, microseconds: duration.as_micros() as i64 }
+}
+
+/// Takes up to `want` jobs, beginning with the workspace after `after`.
+pub async fn claim(db: &PgPool, ask: &Ask, want: i32, after: Uuid) -> sqlx::Result<Vec<Claimed>> {
+    let rows = sqlx::query!(
+        r#"SELECT id AS "id!", workspace_id AS "workspace_id!", kind AS "kind!", payload AS "payload!",
+                  attempts AS "attempts!", max_attempts AS "max_attempts!", epoch AS "epoch!", reason
+           FROM gristmill.claim($1, $2, $3, $4, $5, $6, $7)"#,
+        ask.worker,
+        ask.lane,
+        &ask.kinds,
+        want,
+        after,
+        interval(ask.lease),
+        ask.workspace_cap,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Claimed {
+            lease: Lease { job: JobId(row.id), epoch: row.epoch, workspace: WorkspaceId(row.workspace_id) },
+            kind: row.kind,
+            payload: row.payload,
+            attempt: row.attempts.into(),
+            max_attempts: row.max_attempts.into(),
+            reason: row.reason,
+        })
+        .collect())
+}
+
+/// Writes a batch of outcomes; those whose lease moved on change nothing.
+pub async fn acknowledge(db: &PgPool, batch: &[(Lease, Outcome)], backoff: Backoff) -> sqlx::Result<i64> {
+    let mut columns = Columns::default();
+    for (lease, outcome) in batch {
+        columns.push(*lease, outcome);
+    }
+    let held = sqlx::query_scalar!(
+        r#"SELECT gristmill.acknowledge($1, $2, $3, $4, $5, $6, $7, $8) AS "held!""#,
+        &columns.ids,
+        &columns.epochs,
+        &columns.states as &[&str],
+        &columns.delays as &[Option<i64>],
+        &columns.refunds,
+        &columns.reasons as &[Option<&str>],
+        interval(backoff.base),
+        interval(backoff.ceiling),
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(held)
+}
+
+#[derive(Default)]
+struct Columns<'a> {
+    ids: Vec<Uuid>,
+    epochs: Vec<i32>,
+    states: Vec<&'static str>,
+    delays: Vec<Option<i64>>,
+    refunds: Vec<bool>,
+    reasons: Vec<Option<&'a str>>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, lease: Lease, outcome: &'a Outcome) {
+        let (state, delay, refund, reason) = match outcome {
+            Outcome::Done => ("DONE", None, false, None),
+            Outcome::Retry { reason } => ("SCHEDULED", None, false, Some(reason.as_str())),
+            Outcome::Wait { delay, reason } => {
+                ("SCHEDULED", Some(delay.as_millis() as i64), true, Some(reason.as_str()))
+            }
+            Outcome::HandedBack { reason } => ("SCHEDULED", Some(0), true, Some(reason.as_str())),
+            Outcome::Cancelled { reason } => ("CANCELLED", None, true, Some(reason.as_str())),
+        };
+        self.ids.push(lease.job.0);
+        self.epochs.push(lease.epoch);
+        self.states.push(state);
+        self.delays.push(delay);
+        self.refunds.push(refund);
+        self.reasons.push(reason);
+    }
+}
+
+/// A lease that is still ours after a renewal.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    pub job: JobId,
+    pub cancel_requested: bool,
+}
+
+/// Lengthens these leases and names the ones that are still ours; the others are lost.
+pub async fn renew(conn: &mut PgConnection, held: &[Lease], lease: Duration) -> sqlx::Result<Vec<Kept>> {
+    let (ids, epochs): (Vec<Uuid>, Vec<i32>) = held.iter().map(|l| (l.job.0, l.epoch)).unzip();
+    let rows = sqlx::query!(
+        r#"SELECT job_id AS "job_id!", cancel AS "cancel!" FROM gristmill.renew($1, $2, $3)"#,
+        &ids,
+        &epochs,
+        interval(lease),
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| Kept { job: JobId(row.job_id), cancel_requested: row.cancel }).collect())
+}
+
+/// Takes back jobs whose lease ran out, whoever held it.
+pub async fn rescue(conn: &mut PgConnection, backoff: Backoff) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"SELECT gristmill.rescue($1, $2) AS "rescued!""#,
+        interval(backoff.base),
+        interval(backoff.ceiling)
+    )
+    .fetch_one(conn)
+    .await
+}

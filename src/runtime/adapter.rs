@@ -1,0 +1,155 @@
+//! One attempt at one job: runs it in its own task, and turns its verdict into the row's next state.
+//!
+//! A panic, a timeout or a lost lease ends the attempt, not the worker. On `Fatal`, or after
+//! the last attempt, the reason is written on the subject in the transaction that buries the job.
+
+use crate::context::Context;
+use crate::job::{JobError, Turn, Why};
+use crate::queue::desk::{Claimed, Outcome};
+use crate::queue::{Fence, Lease};
+use crate::runtime::hands::Hands;
+use crate::runtime::registry::Registry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::Instrument;
+
+/// What every attempt needs; shared by all.
+pub struct Bench {
+    pub ctx: Arc<Context>,
+    pub registry: Registry,
+    pub hands: Arc<Hands>,
+    pub ends: mpsc::UnboundedSender<(Lease, Outcome)>,
+}
+
+/// How an attempt ended, seen from outside the job.
+enum End {
+    Completed,
+    Acknowledge(Outcome),
+    Bury(Why),
+    /// Nothing may be written; the row is somebody else's.
+    Lost,
+}
+
+/// Works on one claimed job to the end of this attempt.
+pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
+    let lease = job.lease;
+    let span = tracing::info_span!("job", kind = %job.kind, id = %lease.job, attempt = job.attempt);
+    // Its own task: parallel to the others, and a panic stays in it.
+    let worked = tokio::spawn(work(bench.clone(), job.clone()).instrument(span.clone())).await;
+    let end = worked.unwrap_or_else(|panic| {
+        if panic.is_cancelled() {
+            return End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() });
+        }
+        again(&job, "panic", &panic.to_string())
+    });
+    settle(&bench, &job, end).instrument(span).await;
+}
+
+async fn work(bench: Arc<Bench>, job: Claimed) -> End {
+    if bench.hands.closing.is_cancelled() {
+        return End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped before it began".into() });
+    }
+    let Some(kind) = bench.registry.get(&job.kind) else {
+        return End::Bury(why("unknown_kind", &format!("no worker knows the kind {}", job.kind)));
+    };
+    if job.attempt > job.max_attempts {
+        // It used its attempts and its last worker died: claimed once more to be buried.
+        let reason = job.reason.as_deref().unwrap_or("worker_crash: its workers died");
+        return End::Bury(why("worker_crash", reason));
+    }
+    let stop = bench.hands.token(job.lease.job);
+    let turn = Turn { lease: job.lease, attempt: job.attempt, stop: stop.clone() };
+    let run = (kind.run)(bench.ctx.clone(), turn, job.payload.clone());
+    let began = tokio::time::Instant::now();
+    let verdict = tokio::select! {
+        verdict = tokio::time::timeout(kind.timeout, run) => verdict,
+        () = stop.cancelled() => {
+            return if bench.hands.closing.is_cancelled() {
+                End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() })
+            } else {
+                // Lost or cancelled: for a lost lease the acknowledgement changes nothing.
+                End::Acknowledge(Outcome::Cancelled { reason: "cancelled on request".into() })
+            };
+        }
+    };
+    match verdict {
+        Ok(Ok(done)) => {
+            tracing::info!(ms = began.elapsed().as_millis() as u64, "done");
+            if done.acknowledge { End::Acknowledge(Outcome::Done) } else { End::Completed }
+        }
+        Ok(Err(error)) => judge(&job, error),
+        Err(_) => again(&job, "timeout", &format!("no end after {:?}", kind.timeout)),
+    }
+}
+
+/// The verdict of each failure: the one place where "is it tried again?" is answered.
+fn judge(job: &Claimed, error: JobError) -> End {
+    match error {
+        JobError::Fatal { code, reason } => End::Bury(why(code, &format!("{reason:#}"))),
+        JobError::Transient(reason) => again(job, "gave_up", &format!("{reason:#}")),
+        JobError::Wait { delay, reason } => {
+            // A wait is never so short that it becomes a loop.
+            End::Acknowledge(Outcome::Wait { delay: delay.max(Duration::from_millis(100)), reason })
+        }
+        JobError::Cancelled => End::Acknowledge(Outcome::Cancelled { reason: "cancelled on request".into() }),
+        JobError::Lost => End::Lost,
+    }
+}
+
+fn again(job: &Claimed, code: &str, reason: &str) -> End {
+    if job.attempt >= job.max_attempts {
+        End::Bury(why(code, &format!("{reason} (attempt {} of {})", job.attempt, job.max_attempts)))
+    } else {
+        End::Acknowledge(Outcome::Retry { reason: format!("{code}: {reason}") })
+    }
+}
+
+fn why(code: &str, reason: &str) -> Why {
+    // Postgres holds no NUL, and a reason is read by a person.
+    let reason: String = reason.chars().filter(|c| *c != '\0').take(2000).collect();
+    Why { code: code.to_owned(), reason }
+}
+
+async fn settle(bench: &Bench, job: &Claimed, end: End) {
+    match end {
+        End::Completed => bench.hands.release(job.lease),
+        End::Lost => {
+            tracing::warn!("the lease was lost; nothing was written");
+            bench.hands.release(job.lease);
+        }
+        End::Acknowledge(outcome) => {
+            match &outcome {
+                Outcome::Retry { reason } => tracing::warn!(reason, "failed; will be tried again"),
+                Outcome::Wait { delay, reason } => tracing::info!(?delay, reason, "waits"),
+                Outcome::HandedBack { reason } | Outcome::Cancelled { reason } => tracing::info!(reason, "ended"),
+                Outcome::Done => {}
+            }
+            // The receiver lives until every sender is gone.
+            bench.ends.send((job.lease, outcome)).ok();
+        }
+        End::Bury(why) => match bury(bench, job, &why).await {
+            Ok(()) => {
+                tracing::error!(code = why.code, reason = why.reason, "dead; `gristmill jobs retry` revives it");
+                bench.hands.release(job.lease);
+            }
+            Err(Fence::Lost) => bench.hands.release(job.lease),
+            Err(Fence::Database(error)) => {
+                // Not buried: as if the attempt had failed, so that the burial is tried again.
+                let reason = format!("{}: {} (could not be buried: {error})", why.code, why.reason);
+                bench.ends.send((job.lease, Outcome::Retry { reason })).ok();
+            }
+        },
+    }
+}
+
+async fn bury(bench: &Bench, job: &Claimed, why: &Why) -> Result<(), Fence> {
+    let mut tx = crate::store::begin(&bench.ctx.db).await?;
+    job.lease.enter(&mut tx).await?;
+    if let Some(kind) = bench.registry.get(&job.kind) {
+        (kind.gave_up)(&mut tx, job.payload.clone(), why).await?;
+    }
+    job.lease.bury(&mut tx, &format!("{}: {}", why.code, why.reason)).await?;
+    tx.commit().await?;
+    Ok(())
+}

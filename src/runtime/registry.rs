@@ -1,0 +1,56 @@
+//! The kinds of jobs a worker knows: from a stored name to code.
+
+use crate::context::Context;
+use crate::job::{Done, Job, JobError, Turn, Why};
+use crate::store::Tx;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Run = Box<dyn Fn(Arc<Context>, Turn, Value) -> BoxFuture<'static, Result<Done, JobError>> + Send + Sync>;
+type GaveUp = Box<dyn for<'a> Fn(&'a mut Tx, Value, &'a Why) -> BoxFuture<'a, sqlx::Result<()>> + Send + Sync>;
+
+/// One kind, its types erased.
+pub struct Kind {
+    pub(super) timeout: Duration,
+    pub(super) run: Run,
+    pub(super) gave_up: GaveUp,
+}
+
+/// Every kind by its name.
+#[derive(Default)]
+pub struct Registry(HashMap<&'static str, Kind>);
+
+impl Registry {
+    #[must_use]
+    pub fn with<J: Job>(mut self) -> Self {
+        let run: Run = Box::new(|ctx, turn, payload| {
+            Box::pin(async move {
+                let job: J = serde_json::from_value(payload)
+                    .map_err(|error| JobError::fatal("bad_payload", anyhow::anyhow!("the payload of {}: {error}", J::KIND)))?;
+                job.run(&ctx, &turn).await
+            })
+        });
+        let gave_up: GaveUp = Box::new(|tx, payload, why| {
+            Box::pin(async move {
+                // A payload that cannot be read names no subject to tell.
+                match serde_json::from_value::<J>(payload) {
+                    Ok(job) => job.gave_up(tx, why).await,
+                    Err(_) => Ok(()),
+                }
+            })
+        });
+        self.0.insert(J::KIND, Kind { timeout: J::TIMEOUT, run, gave_up });
+        self
+    }
+
+    pub fn kinds(&self) -> Vec<String> {
+        self.0.keys().map(|&kind| kind.to_owned()).collect()
+    }
+
+    pub(super) fn get(&self, kind: &str) -> Option<&Kind> {
+        self.0.get(kind)
+    }
+}
