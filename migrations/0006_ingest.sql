@@ -199,6 +199,7 @@ CREATE TABLE gristmill.generations (
         (status IN ('INDEXED', 'EMPTY', 'PARTIAL', 'NEEDS_OCR', 'FAILED', 'CANCELLED')) = (finished_at IS NOT NULL))
 );
 CREATE INDEX generations_by_resource ON gristmill.generations (resource_id, created_at);
+CREATE INDEX generations_by_extraction ON gristmill.generations (extraction_id);
 CREATE INDEX generations_unfinished ON gristmill.generations (updated_at) WHERE finished_at IS NULL;
 CREATE TRIGGER generations_touch BEFORE UPDATE ON gristmill.generations
     FOR EACH ROW EXECUTE FUNCTION gristmill.touch_updated_at();
