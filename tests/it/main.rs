@@ -1,4 +1,5 @@
 //! The one integration binary.
 
 mod queue;
+mod schema;
 mod world;
