@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The worker: apalis as its shell, our queue behind it, and an orderly stop.
 //!
 //! After `jobs`; the command line starts it. Four parts run beside the jobs: claiming,
@@ -161,3 +162,8 @@ async fn ring(db: &PgPool, bell: &Notify) -> sqlx::Result<()> {
         bell.notify_waiters();
     }
 }
+=======
+//! (coming)
+
+pub mod embedded_s3;
+>>>>>>> objects
