@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The worker: apalis as its shell, our queue behind it, and an orderly stop.
 //!
 //! After `jobs`; the command line starts it. Four parts run beside the jobs: claiming,
@@ -7,6 +6,8 @@
 mod acks;
 mod adapter;
 pub mod backend;
+pub mod embedded_pg;
+pub mod embedded_s3;
 mod hands;
 mod keeper;
 mod registry;
@@ -162,8 +163,3 @@ async fn ring(db: &PgPool, bell: &Notify) -> sqlx::Result<()> {
         bell.notify_waiters();
     }
 }
-=======
-//! (coming)
-
-pub mod embedded_s3;
->>>>>>> objects
