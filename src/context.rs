@@ -1,10 +1,73 @@
-//! The opened handles every job works with.
+//! The handles every job works with, opened once; settings that cannot work stop the program here.
 
 use crate::config::Config;
+use crate::embed::Embedder;
+use crate::extract::Extractor;
+use crate::fetch::Fetcher;
+use crate::objects::Objects;
+use crate::scan::Scanner;
 use sqlx::PgPool;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
-/// The handles, opened once.
+/// The handles.
 pub struct Context {
     pub settings: Config,
     pub db: PgPool,
+    pub objects: Objects,
+    pub fetcher: Fetcher,
+    pub scanner: Scanner,
+    pub extractor: Extractor,
+    pub embedder: Embedder,
+    pub spool: Spool,
+}
+
+impl Context {
+    /// Opens every handle. `program` is the gristmill binary, which runs extraction children.
+    pub async fn open(settings: Config, program: PathBuf) -> anyhow::Result<Self> {
+        let db = crate::store::connect(&settings.database).await?;
+        let embedder = Embedder::open(&settings.embed, &settings.embedded.deps_dir).await?;
+        Self::with(settings, program, db, embedder)
+    }
+
+    /// [`Context::open`] around a pool and an embedder that are open already.
+    pub fn with(settings: Config, program: PathBuf, db: PgPool, embedder: Embedder) -> anyhow::Result<Self> {
+        Ok(Self {
+            objects: Objects::new(&settings.objects)?,
+            fetcher: Fetcher::new(&settings.fetch)?,
+            scanner: Scanner::new(&settings.scan)?,
+            extractor: Extractor::new(&settings.extract, program),
+            spool: Spool::open(&settings.embedded.data_dir.join("spool"))?,
+            embedder,
+            db,
+            settings,
+        })
+    }
+}
+
+/// Room on the local disk for the files of jobs at work.
+///
+/// Accepted race: two processes that start at once may both remove a dead one's room.
+pub struct Spool {
+    own: PathBuf,
+}
+
+impl Spool {
+    fn open(root: &Path) -> std::io::Result<Self> {
+        let own = root.join(std::process::id().to_string());
+        std::fs::create_dir_all(&own)?;
+        for entry in std::fs::read_dir(root)?.flatten() {
+            // A room is named for its process; one that was killed could not clear up.
+            let alive = entry.file_name().to_str().is_some_and(|pid| Path::new("/proc").join(pid).exists());
+            if !alive && Path::new("/proc/self").exists() {
+                std::fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+        Ok(Self { own })
+    }
+
+    /// A folder that is removed when the job lets it go.
+    pub fn room(&self) -> std::io::Result<TempDir> {
+        tempfile::tempdir_in(&self.own)
+    }
 }

@@ -3,9 +3,15 @@
 //! A job does its slow work first, then writes result, next job and event in one short
 //! transaction that [`Turn::begin`] fences and [`Turn::finish`] completes.
 
+use crate::chunk::ChunkError;
 use crate::context::Context;
 use crate::domain::{JobId, WorkspaceId};
+use crate::embed::EmbedError;
+use crate::extract::ExtractError;
+use crate::fetch::FetchError;
+use crate::objects::ObjectError;
 use crate::queue::{EnqueueError, Fence, Lease, Payload};
+use crate::scan::ScanError;
 use crate::store::Tx;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +26,10 @@ pub enum JobError {
         code: &'static str,
         reason: anyhow::Error,
     },
+    /// The work was done and its answer is no: infected, encrypted, too large. The subject ends
+    /// with the reason; the job itself is done.
+    #[error("{reason:#}")]
+    Refused { code: &'static str, reason: anyhow::Error },
     /// The world was in the way: a timeout, a 503, a lost connection.
     #[error("{0:#}")]
     Transient(anyhow::Error),
@@ -37,6 +47,10 @@ pub enum JobError {
 impl JobError {
     pub fn fatal(code: &'static str, reason: impl Into<anyhow::Error>) -> Self {
         Self::Fatal { code, reason: reason.into() }
+    }
+
+    pub fn refused(code: &'static str, reason: impl Into<anyhow::Error>) -> Self {
+        Self::Refused { code, reason: reason.into() }
     }
 
     pub fn transient(reason: impl Into<anyhow::Error>) -> Self {
@@ -129,16 +143,78 @@ pub trait Job: Payload {
 
     fn run(&self, ctx: &Context, turn: &Turn) -> impl Future<Output = Result<Done, JobError>> + Send;
 
-    /// Writes the reason where the user will look, in the transaction that buries the job.
+    /// Writes the reason where the user will look, in the transaction that ends the job.
     fn gave_up(&self, tx: &mut Tx, why: &Why) -> impl Future<Output = sqlx::Result<()>> + Send {
         let _ = (tx, why);
         async { Ok(()) }
     }
 }
 
-/// Why a job was buried.
+/// Why a job ended without its result.
 #[derive(Debug, Clone)]
 pub struct Why {
     pub code: String,
     pub reason: String,
+}
+
+impl From<ObjectError> for JobError {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            // Written a moment ago and not there yet, or gone: a few more looks, then the reason is told.
+            ObjectError::Missing => Self::transient(error),
+            ObjectError::Changed { .. } => Self::refused("object_changed", error),
+            ObjectError::TooLarge { .. } => Self::refused("too_large", error),
+            // Rights and endpoints are mended by people while the jobs wait.
+            ObjectError::Denied | ObjectError::Rejected { .. } | ObjectError::HalfCredentials => {
+                Self::transient(error)
+            }
+            _ => Self::transient(error),
+        }
+    }
+}
+
+impl From<FetchError> for JobError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Busy { retry_after: Some(delay), .. } => {
+                Self::Wait { delay, reason: error.to_string() }
+            }
+            FetchError::Refused { .. } => Self::refused("url_refused", error),
+            FetchError::NotFound { .. } => Self::refused("url_not_found", error),
+            FetchError::TooLarge { .. } => Self::refused("too_large", error),
+            _ if error.is_transient() => Self::transient(error),
+            _ => Self::refused("url_failed", error),
+        }
+    }
+}
+
+impl From<ScanError> for JobError {
+    fn from(error: ScanError) -> Self {
+        Self::transient(error)
+    }
+}
+
+impl From<ExtractError> for JobError {
+    fn from(error: ExtractError) -> Self {
+        if error.is_final() { Self::refused(error.code(), error) } else { Self::transient(error) }
+    }
+}
+
+impl From<ChunkError> for JobError {
+    fn from(error: ChunkError) -> Self {
+        match error {
+            ChunkError::Read(error) => error.into(),
+            _ => Self::fatal("chunking_failed", error),
+        }
+    }
+}
+
+impl From<EmbedError> for JobError {
+    fn from(error: EmbedError) -> Self {
+        match error {
+            EmbedError::SessionLost => Self::transient(error),
+            // A wrong dimension or a NaN comes back with the same text and the same model.
+            _ => Self::fatal("embedding_failed", error),
+        }
+    }
 }

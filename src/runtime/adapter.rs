@@ -26,6 +26,8 @@ pub struct Bench {
 enum End {
     Completed,
     Acknowledge(Outcome),
+    /// The subject ends with this reason and the job is done.
+    Conclude(Why),
     Bury(Why),
     /// Nothing may be written; the row is somebody else's.
     Lost,
@@ -86,6 +88,7 @@ async fn work(bench: Arc<Bench>, job: Claimed) -> End {
 /// The verdict of each failure: the one place where "is it tried again?" is answered.
 fn judge(job: &Claimed, error: JobError) -> End {
     match error {
+        JobError::Refused { code, reason } => End::Conclude(why(code, &format!("{reason:#}"))),
         JobError::Fatal { code, reason } => End::Bury(why(code, &format!("{reason:#}"))),
         JobError::Transient(reason) => again(job, "gave_up", &format!("{reason:#}")),
         JobError::Wait { delay, reason } => {
@@ -128,28 +131,42 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
             // The receiver lives until every sender is gone.
             bench.ends.send((job.lease, outcome)).ok();
         }
-        End::Bury(why) => match bury(bench, job, &why).await {
-            Ok(()) => {
-                tracing::error!(code = why.code, reason = why.reason, "dead; `gristmill jobs retry` revives it");
-                bench.hands.release(job.lease);
-            }
-            Err(Fence::Lost) => bench.hands.release(job.lease),
-            Err(Fence::Database(error)) => {
-                // Not buried: as if the attempt had failed, so that the burial is tried again.
-                let reason = format!("{}: {} (could not be buried: {error})", why.code, why.reason);
-                bench.ends.send((job.lease, Outcome::Retry { reason })).ok();
-            }
-        },
+        End::Conclude(why) => {
+            tracing::info!(code = why.code, reason = why.reason, "refused");
+            let written = give_up(bench, job, &why, false).await;
+            settle_given_up(bench, job, &why, written);
+        }
+        End::Bury(why) => {
+            tracing::error!(code = why.code, reason = why.reason, "dead; `gristmill jobs retry` revives it");
+            let written = give_up(bench, job, &why, true).await;
+            settle_given_up(bench, job, &why, written);
+        }
     }
 }
 
-async fn bury(bench: &Bench, job: &Claimed, why: &Why) -> Result<(), Fence> {
+fn settle_given_up(bench: &Bench, job: &Claimed, why: &Why, written: Result<(), Fence>) {
+    match written {
+        Ok(()) | Err(Fence::Lost) => bench.hands.release(job.lease),
+        Err(Fence::Database(error)) => {
+            // Not written: as if the attempt had failed, so that the end is tried again.
+            let reason = format!("{}: {} (could not be written: {error})", why.code, why.reason);
+            bench.ends.send((job.lease, Outcome::Retry { reason })).ok();
+        }
+    }
+}
+
+/// Tells the subject why and ends the job, in one transaction.
+async fn give_up(bench: &Bench, job: &Claimed, why: &Why, dead: bool) -> Result<(), Fence> {
     let mut tx = crate::store::begin(&bench.ctx.db).await?;
     job.lease.enter(&mut tx).await?;
     if let Some(kind) = bench.registry.get(&job.kind) {
         (kind.gave_up)(&mut tx, job.payload.clone(), why).await?;
     }
-    job.lease.bury(&mut tx, &format!("{}: {}", why.code, why.reason)).await?;
+    if dead {
+        job.lease.bury(&mut tx, &format!("{}: {}", why.code, why.reason)).await?;
+    } else {
+        job.lease.complete(&mut tx).await?;
+    }
     tx.commit().await?;
     Ok(())
 }

@@ -12,7 +12,7 @@ mod hands;
 mod keeper;
 mod registry;
 
-pub use registry::Registry;
+pub use registry::{Registry, every_kind};
 
 use crate::config;
 use crate::context::Context;

@@ -54,3 +54,9 @@ impl Registry {
         self.0.get(kind)
     }
 }
+
+/// Every kind of work this program knows.
+pub fn every_kind() -> Registry {
+    use crate::jobs::{Embed, Extract, Fetch, Forget, Scan};
+    Registry::default().with::<Fetch>().with::<Scan>().with::<Extract>().with::<Embed>().with::<Forget>()
+}

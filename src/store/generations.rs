@@ -56,33 +56,43 @@ pub async fn find(db: impl PgExecutor<'_>, id: GenerationId) -> sqlx::Result<Opt
     .transpose()
 }
 
-/// Begins a generation over an extraction, unless one of the resource is under way.
-pub async fn begin(
-    conn: &mut PgConnection,
-    workspace: WorkspaceId,
-    resource: ResourceId,
-    extraction: Uuid,
-) -> sqlx::Result<GenerationId> {
-    let open = sqlx::query_scalar!(
-        "SELECT id FROM gristmill.generations
-         WHERE resource_id = $1 AND extraction_id = $2 AND finished_at IS NULL ORDER BY created_at DESC LIMIT 1",
-        resource.0,
-        extraction
-    )
-    .fetch_optional(&mut *conn)
-    .await?;
-    if let Some(id) = open {
-        return Ok(GenerationId(id));
-    }
-    sqlx::query_scalar!(
-        "INSERT INTO gristmill.generations (workspace_id, resource_id, extraction_id) VALUES ($1, $2, $3) RETURNING id",
+/// Opens a generation for a resource that has none live or under way.
+pub async fn open(conn: &mut PgConnection, workspace: WorkspaceId, resource: ResourceId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO gristmill.generations (workspace_id, resource_id, status)
+         SELECT $1, r.id, 'EXTRACTING' FROM gristmill.resources r
+         WHERE r.id = $2 AND r.live_generation IS NULL AND NOT EXISTS (
+             SELECT FROM gristmill.generations g WHERE g.resource_id = r.id AND g.finished_at IS NULL)",
         workspace.0,
-        resource.0,
+        resource.0
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The generations of an attachment that wait for its text.
+pub async fn await_text(db: impl PgExecutor<'_>, attachment: AttachmentId) -> sqlx::Result<Vec<GenerationId>> {
+    let rows = sqlx::query_scalar!(
+        "SELECT g.id FROM gristmill.generations g JOIN gristmill.resources r ON r.id = g.resource_id
+         WHERE r.attachment_id = $1 AND g.finished_at IS NULL AND g.extraction_id IS NULL",
+        attachment.0
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(GenerationId).collect())
+}
+
+/// Gives a generation its text.
+pub async fn set_text(conn: &mut PgConnection, id: GenerationId, extraction: Uuid) -> sqlx::Result<()> {
+    let done = sqlx::query!(
+        "UPDATE gristmill.generations SET extraction_id = $2 WHERE id = $1 AND finished_at IS NULL",
+        id.0,
         extraction
     )
-    .fetch_one(conn)
-    .await
-    .map(GenerationId)
+    .execute(conn)
+    .await?;
+    exactly_one(&done)
 }
 
 /// What an embed job settled on before its first chunk.

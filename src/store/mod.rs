@@ -9,6 +9,7 @@ pub mod chunks;
 pub mod events;
 pub mod extractions;
 pub mod generations;
+pub mod outcomes;
 pub mod resources;
 pub mod search;
 pub mod tenants;
