@@ -8,7 +8,7 @@ mod migrating;
 mod money;
 mod tenancy;
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
 
 use gristmill::MIGRATOR;
 use sqlx::AssertSqlSafe;
@@ -26,17 +26,16 @@ const FOREIGN_KEY_VIOLATION: &str = "23503";
 const RESTRICT_VIOLATION: &str = "23001";
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
-/// The sample rows that belong to one migration's tables.
-fn samples(version: i64, description: &str) -> anyhow::Result<String> {
-    let path: PathBuf = [
-        env!("CARGO_MANIFEST_DIR"),
-        "tests/data/migrations",
-        &format!("{version:04}_{}.sql", description.replace(' ', "_")),
-    ]
-    .iter()
-    .collect();
-    std::fs::read_to_string(&path)
-        .map_err(|e| anyhow::anyhow!("each migration has sample rows in {}: {e}", path.display()))
+/// Sample rows for the tables that one migration makes; one that makes none has no file.
+///
+/// A table that was forgotten is named by the test that finds it empty.
+fn samples(version: i64, description: &str) -> std::io::Result<String> {
+    let name = format!("{version:04}_{}.sql", description.replace(' ', "_"));
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/migrations");
+    match std::fs::read_to_string(folder.join(name)) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(String::new()),
+        outcome => outcome,
+    }
 }
 
 async fn insert_samples(db: &PgPool) -> anyhow::Result<()> {

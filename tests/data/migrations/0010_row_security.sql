@@ -1,1 +1,0 @@
--- Makes no table.
