@@ -134,13 +134,13 @@ BEGIN
         FOR wrapped IN 0..1 LOOP
             LOOP
                 EXIT WHEN cardinality(taken) >= want;
-                SELECT min(j.workspace_id) INTO place FROM (
+                place := (
                     SELECT workspace_id FROM gristmill.jobs
                     WHERE state = 'WAITING' AND lane = of_lane AND workspace_id > place
-                    ORDER BY workspace_id LIMIT 1) j;
+                    ORDER BY workspace_id LIMIT 1);
                 EXIT WHEN place IS NULL OR (wrapped = 1 AND place > after);
                 SELECT workspace_cap - count(*) INTO room FROM gristmill.jobs
-                WHERE workspace_id = place AND state = 'RUNNING';
+                WHERE workspace_id = place AND (state = 'RUNNING' OR id = ANY (taken));
                 taken := taken || ARRAY(
                     SELECT id FROM gristmill.jobs
                     WHERE state = 'WAITING' AND lane = of_lane AND workspace_id = place

@@ -45,54 +45,93 @@ ids! {
     JobId,
 }
 
-/// Where an attachment's bytes come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
-#[sqlx(type_name = "gristmill.asset_origin", rename_all = "UPPERCASE")]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Origin {
-    /// The bytes are in the bucket already.
-    Upload,
-    /// The worker brings them from `source_url`.
-    Remote,
-    /// The product made them and put them in the bucket.
-    Generated,
+macro_rules! words {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal),+ $(,)? })+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$word_doc])* #[serde(rename = $text)] $word),+ }
+
+        impl $name {
+            /// The word as the database and the chat layer write it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$word => $text),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = UnknownWord;
+            fn from_str(text: &str) -> Result<Self, UnknownWord> {
+                match text {
+                    $($text => Ok(Self::$word),)+
+                    _ => Err(UnknownWord { of: stringify!($name), word: text.to_owned() }),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = UnknownWord;
+            fn try_from(text: String) -> Result<Self, UnknownWord> {
+                text.parse()
+            }
+        }
+    )+};
 }
 
-/// The life of an attachment's bytes, in the words of the chat layer's own enum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
-#[sqlx(type_name = "gristmill.asset_status", rename_all = "UPPERCASE")]
-#[serde(rename_all = "UPPERCASE")]
-pub enum AttachmentStatus {
-    Requested,
-    Planned,
-    Uploading,
-    Stored,
-    Scanning,
-    Ready,
-    Failed,
-    Quarantined,
-    Attached,
+/// A word that a newer schema knows and this program does not.
+#[derive(Debug, thiserror::Error)]
+#[error("{word:?} is no {of} this version knows")]
+pub struct UnknownWord {
+    of: &'static str,
+    word: String,
 }
 
-/// The life of one index generation of an attachment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
-#[sqlx(type_name = "gristmill.index_status", rename_all = "SCREAMING_SNAKE_CASE")]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum IndexStatus {
-    Pending,
-    Extracting,
-    Chunking,
-    Embedding,
-    /// Every chunk of the whole text is searchable.
-    Indexed,
-    /// The file holds no text at all.
-    Empty,
-    /// Some pages or members gave no text; which ones is told.
-    Partial,
-    /// The file holds pictures of text and no OCR engine is installed.
-    NeedsOcr,
-    Failed,
-    Cancelled,
+words! {
+    /// Where an attachment's bytes come from.
+    Origin {
+        /// The bytes are in the bucket already.
+        Upload = "UPLOAD",
+        /// The worker brings them from `source_url`.
+        Remote = "REMOTE",
+        /// The product made them and put them in the bucket.
+        Generated = "GENERATED",
+    }
+
+    /// The life of an attachment's bytes, in the words of the chat layer's own enum.
+    AttachmentStatus {
+        Requested = "REQUESTED",
+        Planned = "PLANNED",
+        Uploading = "UPLOADING",
+        Stored = "STORED",
+        Scanning = "SCANNING",
+        Ready = "READY",
+        Failed = "FAILED",
+        Quarantined = "QUARANTINED",
+        Attached = "ATTACHED",
+    }
+
+    /// The life of one index generation of a resource.
+    IndexStatus {
+        Pending = "PENDING",
+        Extracting = "EXTRACTING",
+        Chunking = "CHUNKING",
+        Embedding = "EMBEDDING",
+        /// Every chunk of the whole text is searchable.
+        Indexed = "INDEXED",
+        /// The file holds no text at all.
+        Empty = "EMPTY",
+        /// Some pages, members or the tail gave no text; which is told.
+        Partial = "PARTIAL",
+        /// The file holds pictures of text and no OCR engine is installed.
+        NeedsOcr = "NEEDS_OCR",
+        Failed = "FAILED",
+        Cancelled = "CANCELLED",
+    }
 }
 
 /// How much of a file's text its extraction holds.
@@ -101,11 +140,19 @@ pub enum IndexStatus {
 pub enum Completeness {
     Complete,
     Empty,
-    NeedsOcr { pages: Vec<u32> },
+    NeedsOcr {
+        pages: Vec<u32>,
+    },
     /// Pages (or archive members, by name in `detail`) that gave nothing.
-    Partial { pages: Vec<u32>, detail: String },
+    Partial {
+        pages: Vec<u32>,
+        detail: String,
+    },
     /// Text beyond the ceiling was left out.
-    Truncated { kept_bytes: u64, total_bytes: Option<u64> },
+    Truncated {
+        kept_bytes: u64,
+        total_bytes: Option<u64>,
+    },
 }
 
 /// A page (or slide, sheet, archive member) as a byte range of the extracted text.

@@ -6,6 +6,8 @@
 mod acks;
 mod adapter;
 pub mod backend;
+pub mod embedded_pg;
+pub mod embedded_s3;
 mod hands;
 mod keeper;
 mod registry;

@@ -1,0 +1,47 @@
+//! What the chat layer learns, written in the transaction of the change it tells.
+
+use crate::domain::{AttachmentId, GenerationId, WorkspaceId};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// Something that happened to a subject of the chat layer.
+#[derive(Debug, Clone)]
+pub enum Event<'a> {
+    /// `attachment.<status>`, with the reason where there is one.
+    Attachment { id: AttachmentId, status: &'a str, body: Value },
+    /// `index.<status>`: the stage of a generation, with done and total.
+    Index { id: GenerationId, attachment: Option<AttachmentId>, status: &'a str, done: i32, total: Option<i32> },
+}
+
+impl Event<'_> {
+    fn parts(&self) -> (String, &'static str, Uuid, Value) {
+        match self {
+            Self::Attachment { id, status, body } => {
+                (format!("attachment.{}", status.to_lowercase()), "attachment", id.0, body.clone())
+            }
+            Self::Index { id, attachment, status, done, total } => (
+                format!("index.{}", status.to_lowercase()),
+                "generation",
+                id.0,
+                json!({ "attachment": attachment, "done": done, "total": total }),
+            ),
+        }
+    }
+}
+
+/// Writes the event; a trigger notifies with its id when the transaction commits.
+pub async fn announce(conn: &mut PgConnection, workspace: WorkspaceId, event: &Event<'_>) -> sqlx::Result<()> {
+    let (name, subject, id, body) = event.parts();
+    sqlx::query!(
+        "INSERT INTO gristmill.events (workspace_id, type, subject, subject_id, body) VALUES ($1, $2, $3, $4, $5)",
+        workspace.0,
+        name,
+        subject,
+        id,
+        body
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

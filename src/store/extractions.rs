@@ -1,0 +1,90 @@
+//! Extracted texts: the text lies in the bucket, once for each content and extractor.
+
+use crate::domain::{TextFacts, WorkspaceId};
+use crate::store::decoded;
+use sqlx::{PgConnection, PgExecutor};
+use uuid::Uuid;
+
+/// An extraction and where its text lies.
+#[derive(Debug, Clone)]
+pub struct Extraction {
+    pub id: Uuid,
+    pub bucket: String,
+    pub key: String,
+    pub facts: TextFacts,
+}
+
+/// The extraction of these bytes by this extractor.
+pub async fn find(db: impl PgExecutor<'_>, sha256: &str, extractor: &str) -> sqlx::Result<Option<Extraction>> {
+    let row = sqlx::query!(
+        "SELECT id, bucket, key, facts FROM gristmill.extractions WHERE sha256 = $1 AND extractor = $2",
+        sha256,
+        extractor
+    )
+    .fetch_optional(db)
+    .await?;
+    row.map(|row| {
+        Ok(Extraction {
+            id: row.id,
+            bucket: row.bucket,
+            key: row.key,
+            facts: decoded(serde_json::from_value(row.facts))?,
+        })
+    })
+    .transpose()
+}
+
+/// The extraction by its id.
+pub async fn get(db: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Extraction>> {
+    let row = sqlx::query!("SELECT id, bucket, key, facts FROM gristmill.extractions WHERE id = $1", id)
+        .fetch_optional(db)
+        .await?;
+    row.map(|row| {
+        Ok(Extraction {
+            id: row.id,
+            bucket: row.bucket,
+            key: row.key,
+            facts: decoded(serde_json::from_value(row.facts))?,
+        })
+    })
+    .transpose()
+}
+
+/// Stores where a text lies; a twin that was faster keeps its row.
+pub async fn record(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    sha256: &str,
+    extractor: &str,
+    (bucket, key): (&str, &str),
+    facts: &TextFacts,
+) -> sqlx::Result<Uuid> {
+    sqlx::query_scalar!(
+        "INSERT INTO gristmill.extractions (workspace_id, sha256, extractor, bucket, key, facts)
+         VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (workspace_id, sha256, extractor) DO UPDATE SET bucket = extractions.bucket
+         RETURNING id",
+        workspace.0,
+        sha256,
+        extractor,
+        bucket,
+        key,
+        decoded(serde_json::to_value(facts))?,
+    )
+    .fetch_one(conn)
+    .await
+}
+
+/// Where every text of these bytes lies.
+pub async fn of_bytes(db: impl PgExecutor<'_>, sha256: &str) -> sqlx::Result<Vec<(String, String)>> {
+    let rows = sqlx::query!("SELECT bucket, key FROM gristmill.extractions WHERE sha256 = $1", sha256)
+        .fetch_all(db)
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.bucket, row.key)).collect())
+}
+
+/// Forgets the texts of these bytes; their objects are the caller's.
+pub async fn delete(conn: &mut PgConnection, sha256: &str) -> sqlx::Result<u64> {
+    let done = sqlx::query!("DELETE FROM gristmill.extractions WHERE sha256 = $1", sha256).execute(conn).await?;
+    Ok(done.rows_affected())
+}

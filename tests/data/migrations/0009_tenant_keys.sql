@@ -1,0 +1,1 @@
+-- Makes no table; its constraints meet the rows above.

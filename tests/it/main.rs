@@ -1,0 +1,6 @@
+//! The one integration binary.
+
+mod embed;
+mod queue;
+mod schema;
+mod world;

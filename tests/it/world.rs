@@ -1,0 +1,72 @@
+//! A world for one test: its own database, a tenant, and the worker's handles.
+
+use gristmill::config::Config;
+use gristmill::context::Context;
+use gristmill::domain::{JobId, WorkspaceId};
+use gristmill::runtime::{Registry, Worker};
+use sqlx::{PgPool, Row};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Quick leases and back-offs, so that a test of hours takes a second.
+pub fn settings() -> Config {
+    let mut settings = Config::load(None).expect("the defaults are valid");
+    settings.queue.lease_seconds = 1.0;
+    settings.queue.poll_ms = 20;
+    settings.queue.backoff_seconds = 0.05;
+    settings.queue.grace_seconds = 5.0;
+    settings
+}
+
+pub struct World {
+    pub ctx: Arc<Context>,
+    pub workspace: WorkspaceId,
+    /// The owner's pool: sees every tenant.
+    pub admin: PgPool,
+}
+
+impl World {
+    pub async fn new(admin: PgPool) -> anyhow::Result<Self> {
+        Self::with(admin, settings()).await
+    }
+
+    pub async fn with(admin: PgPool, settings: Config) -> anyhow::Result<Self> {
+        let options = (*admin.connect_options()).clone();
+        let db = gristmill::store::pool(options, &settings.database.role, 8).await?;
+        let mut conn = admin.acquire().await?;
+        let workspace = gristmill::store::tenants::ensure_workspace(&mut conn, "acme").await?;
+        Ok(Self { ctx: Arc::new(Context { settings, db }), workspace, admin })
+    }
+
+    /// Works until no job is due, running, or scheduled, then stops and checks for leaks.
+    pub async fn work(&self, registry: impl Fn() -> Registry) -> anyhow::Result<()> {
+        let worker = Worker::start(&self.ctx, registry)?;
+        let quiet = self.until("no job is left", "SELECT count(*) = 0 FROM gristmill.jobs WHERE state IN ('WAITING', 'SCHEDULED', 'RUNNING')").await;
+        worker.stop().await;
+        quiet
+    }
+
+    /// Waits until the owner's query answers true.
+    pub async fn until(&self, what: &str, sql: &'static str) -> anyhow::Result<()> {
+        for _ in 0..1500 {
+            if sqlx::query_scalar::<_, bool>(sql).fetch_one(&self.admin).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::bail!("30 s went by before {what}")
+    }
+
+    /// State, attempts and reason of a job.
+    pub async fn job(&self, id: JobId) -> anyhow::Result<(String, i16, Option<String>)> {
+        let row = sqlx::query("SELECT state::text, attempts, reason FROM gristmill.jobs WHERE id = $1")
+            .bind(id.0)
+            .fetch_one(&self.admin)
+            .await?;
+        Ok((row.get(0), row.get(1), row.get(2)))
+    }
+
+    pub async fn count(&self, sql: &'static str) -> anyhow::Result<i64> {
+        Ok(sqlx::query_scalar(sql).fetch_one(&self.admin).await?)
+    }
+}
