@@ -61,7 +61,8 @@ pub fn sweep(
     texts: &Texts,
     (layouts, rounds): (&[Layout], usize),
 ) -> anyhow::Result<Vec<Measured>> {
-    let folder = model_folder(settings, deps_dir).context("the sweep needs a model folder, not a hub's name")?;
+    let folder =
+        model_folder(settings, deps_dir).context("the sweep needs a model folder, not a hub's name")?;
     let environment = environment(settings, deps_dir)?;
     let mut measured: Vec<Measured> =
         layouts.iter().map(|layout| Measured { layout: *layout, rounds: Vec::new() }).collect();
@@ -139,7 +140,8 @@ impl Texts {
             for span in chunker.plan_str(document, Syntax::Plain)? {
                 if texts.len() < count {
                     let text = document[span.start as usize..span.end as usize].to_owned();
-                    let encoding = tokenizer.encode_fast(text.as_str(), true).map_err(anyhow::Error::from_boxed)?;
+                    let encoding =
+                        tokenizer.encode_fast(text.as_str(), true).map_err(anyhow::Error::from_boxed)?;
                     let ids = encoding.get_ids().iter().map(|id| i64::from(*id)).collect();
                     texts.push(Text { text, ids });
                 }
