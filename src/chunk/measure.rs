@@ -110,6 +110,14 @@ struct Weight {
     size: u32,
 }
 
+impl Weight {
+    fn of(tokens: u32, word_bytes: usize, blank_bytes: usize) -> Self {
+        let floor = (word_bytes / WORD_BYTES_PER_TOKEN) as u32;
+        let blanks = (blank_bytes / BLANK_BYTES_PER_TOKEN) as u32;
+        Self { tokens, size: tokens.max(floor) + blanks }
+    }
+}
+
 impl std::ops::Add for Weight {
     type Output = Self;
 
@@ -187,43 +195,54 @@ impl<'a> Ruler<'a> {
         let (mut unit, mut at) = (start, word);
         while at < end {
             let block_end = self.window.floor_char_boundary((at + BLOCK_BYTES).min(end));
-            let mut cuts = self.first_cuts(at, block_end)?;
-            if block_end == end {
-                cuts.push(end);
-            } else if cuts.is_empty() {
-                // Not one cut in the block: its end is as good as any other place.
-                self.guessed = true;
-                cuts.push(block_end);
+            let mut parts = self.first_parts(at, block_end)?;
+            if block_end < end {
+                if parts.len() > 1 {
+                    // The last part goes on behind the block: it begins the next one.
+                    parts.pop();
+                } else {
+                    // Not one cut in the block: its end is as good as any other place.
+                    self.guessed = true;
+                }
             }
-            for cut in cuts {
-                self.add_unbroken(unit, at, cut)?;
-                (unit, at) = (cut, cut);
+            for (part_end, tokens) in parts {
+                self.add_part(unit, at, part_end, tokens)?;
+                (unit, at) = (part_end, part_end);
             }
         }
         Ok(())
     }
 
-    /// Where, inside `window[start..end]`, the tokenizer's first splitting step cuts.
-    fn first_cuts(&self, start: usize, end: usize) -> Result<Vec<usize>, ChunkError> {
+    /// Where the parts end into which the tokenizer's first step cuts `window[start..end]`,
+    /// and how many tokens each is.
+    fn first_parts(&self, start: usize, end: usize) -> Result<Vec<(usize, u32)>, ChunkError> {
         let block = &self.window[start..end];
         let encoding = self.meter.tokenizer.encode(block, false).map_err(ChunkError::Tokenizer)?;
-        let mut cuts = Vec::new();
-        let (mut last_cut, mut reached) = (0, 0);
-        for (index, pair) in encoding.get_word_ids().windows(2).enumerate() {
-            reached = reached.max(encoding.get_offsets()[index].1);
-            let cut = encoding.get_offsets()[index + 1].0;
-            if pair[0] != pair[1] && cut > last_cut && cut >= reached && block.is_char_boundary(cut) {
-                cuts.push(start + cut);
-                last_cut = cut;
+        let (words, offsets) = (encoding.get_word_ids(), encoding.get_offsets());
+        let mut parts = Vec::new();
+        let (mut cut, mut reached, mut tokens) = (0, 0, 0);
+        for index in 0..words.len() {
+            let begins = offsets[index].0;
+            let new_word = index > 0 && words[index] != words[index - 1];
+            if new_word && begins > cut && begins >= reached && block.is_char_boundary(begins) {
+                parts.push((start + begins, tokens));
+                (cut, tokens) = (begins, 0);
             }
+            reached = reached.max(offsets[index].1);
+            tokens += 1;
         }
-        Ok(cuts)
+        parts.push((end, tokens));
+        Ok(parts)
     }
 
-    fn add_unbroken(&mut self, mut unit: usize, word: usize, end: usize) -> Result<(), ChunkError> {
+    fn add_part(&mut self, mut unit: usize, word: usize, end: usize, tokens: u32) -> Result<(), ChunkError> {
+        if end - word <= UNIT_BYTES {
+            self.push(unit, Weight::of(tokens, end - word, word - unit));
+            return Ok(());
+        }
+        self.guessed = true;
         let mut at = word;
         while end - at > UNIT_BYTES {
-            self.guessed = true;
             let cut = self.window.floor_char_boundary(at + UNIT_BYTES);
             self.add(unit, cut)?;
             (unit, at) = (cut, cut);
@@ -239,9 +258,7 @@ impl<'a> Ruler<'a> {
         let counted = if self.meter.words_are_independent { word } else { piece };
         let tokens =
             if counted.is_empty() { 0 } else { self.seen.borrow_mut().count(self.meter, counted)? };
-        let blanks = (piece.len() - word.len()) / BLANK_BYTES_PER_TOKEN;
-        let size = tokens.max((word.len() / WORD_BYTES_PER_TOKEN) as u32) + blanks as u32;
-        Ok(Weight { tokens, size })
+        Ok(Weight::of(tokens, word.len(), piece.len() - word.len()))
     }
 
     fn weigh(&self, start: usize, end: usize) -> Result<Weight, ChunkError> {

@@ -26,8 +26,10 @@ use tokenizers::Tokenizer;
 /// text gets the largest, so that most files are parsed whole.
 const LARGEST_WINDOW: usize = 64 * 1024;
 const SMALLEST_WINDOW: usize = 8 * 1024;
-/// Bytes of a plain window for each token of a chunk: room for about sixteen chunks of prose.
-const WINDOW_BYTES_PER_TOKEN: usize = 64;
+/// Bytes of a plain window for each token of a chunk: room for about eight chunks of prose.
+const WINDOW_BYTES_PER_TOKEN: usize = 32;
+/// Text whose lines are longer than this on average is taken for text without structure.
+const LONG_LINE_BYTES: usize = 1024;
 /// A window ends at a blank if one stands in its last bytes.
 const BLANK_REACH: usize = 1024;
 /// A single character can be this many tokens; a smaller chunk could not hold it.
@@ -102,7 +104,7 @@ impl Chunker {
         let mut spans = Vec::new();
         let mut at = 0;
         loop {
-            let (text, rest_follows) = window.read(source, at)?;
+            let (text, rest_follows) = self.shortened(window.read(source, at)?);
             let mut pieces = self.split(text, syntax, &mut seen)?;
             let mut next = text.len();
             if rest_follows
@@ -123,9 +125,24 @@ impl Chunker {
 
     fn window_bytes(&self, syntax: Syntax) -> usize {
         match syntax {
-            Syntax::Plain => (self.content * WINDOW_BYTES_PER_TOKEN).clamp(SMALLEST_WINDOW, LARGEST_WINDOW),
+            Syntax::Plain => self.plain_window(),
             _ => LARGEST_WINDOW,
         }
+    }
+
+    fn plain_window(&self) -> usize {
+        (self.content * WINDOW_BYTES_PER_TOKEN).clamp(SMALLEST_WINDOW, LARGEST_WINDOW)
+    }
+
+    /// Structure needs lines. Where there are hardly any (minified code, one endless line) the
+    /// splitter is at its slowest, and a large window would buy nothing.
+    fn shortened<'t>(&self, (text, rest_follows): (&'t str, bool)) -> (&'t str, bool) {
+        let plain = self.plain_window();
+        let lines = text.bytes().filter(|byte| *byte == b'\n').count();
+        if text.len() <= plain || lines * LONG_LINE_BYTES > text.len() {
+            return (text, rest_follows);
+        }
+        (&text[..text.floor_char_boundary(plain)], true)
     }
 
     /// The chunks of one window, as byte ranges of the window.

@@ -4,6 +4,7 @@
 //! so texts are cut into small batches that whichever session is free takes next.
 
 use super::model::{ModelFiles, model_folder};
+use super::pool::Pool;
 use super::{EmbedError, runtime};
 use crate::config;
 use crate::domain::Space;
@@ -58,14 +59,15 @@ impl Local {
         tokenizer.with_truncation(None).map_err(EmbedError::Tokenizer)?;
         tokenizer.with_padding(None);
         // The truth about the dimensions is in a vector.
-        let probe = models[0].embed(["dimensions"], None)?;
+        let pool = source.pool();
+        let probe = pool.embed(&mut models[0], &["dimensions".to_owned()])?;
         let dimensions = probe.first().map_or(0, Vec::len) as u32;
         let (model, revision) = source.identity()?;
         Ok(Self {
             space: Space { model, revision, dimensions },
             max_tokens: reads.unwrap_or(source.max_tokens()),
             tokenizer,
-            work: start(models)?,
+            work: start(models, &pool)?,
             sessions,
             batch: settings.batch.max(1),
         })
@@ -133,19 +135,18 @@ fn batches(lengths: &[usize], batch: usize, max_tokens: usize) -> Vec<Vec<usize>
 }
 
 /// One thread for each model, all taking from one queue.
-fn start(models: Vec<TextEmbedding>) -> Result<mpsc::Sender<Work>, EmbedError> {
+fn start(models: Vec<TextEmbedding>, pool: &Pool) -> Result<mpsc::Sender<Work>, EmbedError> {
     let (sender, receiver) = mpsc::channel::<Work>();
     let receiver = Arc::new(Mutex::new(receiver));
     for (number, mut model) in models.into_iter().enumerate() {
-        let receiver = receiver.clone();
+        let (receiver, pool) = (receiver.clone(), pool.clone());
         std::thread::Builder::new()
             .name(format!("embed-{number}"))
             .spawn(move || {
                 while let Some(work) = next(&receiver) {
                     // A caller that gave up needs no vectors.
                     if !work.reply.is_closed() {
-                        let count = work.texts.len();
-                        let vectors = model.embed(&work.texts, Some(count)).map_err(EmbedError::Model);
+                        let vectors = pool.embed(&mut model, &work.texts);
                         let _gone = work.reply.send(vectors);
                     }
                 }
@@ -206,6 +207,16 @@ impl Source {
                 let bytes = std::fs::read(&path).map_err(|source| EmbedError::Read { path, source })?;
                 Ok((info.model_code.clone(), hex::encode(Sha256::digest(&bytes))[..16].to_owned()))
             }
+        }
+    }
+
+    fn pool(&self) -> Pool {
+        match self {
+            Self::Folder(files) => Pool { pooling: files.pooling.clone(), output: None },
+            Self::Hub { model, .. } => Pool {
+                pooling: TextEmbedding::get_default_pooling_method(model).unwrap_or_default(),
+                output: EmbeddingModel::get_model_info(model).and_then(|info| info.output_key.clone()),
+            },
         }
     }
 

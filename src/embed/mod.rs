@@ -7,6 +7,7 @@
 mod hashing;
 mod local;
 mod model;
+mod pool;
 mod runtime;
 
 pub use hashing::Hashing;
@@ -40,6 +41,8 @@ pub enum EmbedError {
     Pooling(PathBuf),
     #[error("the model failed")]
     Model(#[from] fastembed::Error),
+    #[error("the model's output has the shape {0:?}: neither texts nor tokens of texts")]
+    Shape(Vec<usize>),
     #[error("the tokenizer failed: {0}")]
     Tokenizer(tokenizers::Error),
     #[error("no thread for an embedding session")]

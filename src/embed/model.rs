@@ -33,6 +33,7 @@ pub(super) struct ModelFiles {
     /// The first 16 hex digits of the weights' sha256.
     pub revision: String,
     pub max_tokens: usize,
+    pub pooling: Pooling,
     model: UserDefinedEmbeddingModel,
 }
 
@@ -57,7 +58,7 @@ impl ModelFiles {
             Some(said) => said,
             None => pooling(folder)?,
         };
-        let mut model = UserDefinedEmbeddingModel::new(onnx, files).with_pooling(pooling);
+        let mut model = UserDefinedEmbeddingModel::new(onnx, files).with_pooling(pooling.clone());
         for name in ["model.onnx_data", "model.onnx.data"] {
             if let Some(weights) = optional(&folder.join(name))? {
                 digest.update(&weights);
@@ -69,6 +70,7 @@ impl ModelFiles {
             name: note.name.or(named).unwrap_or_default(),
             revision: hex::encode(digest.finalize())[..16].to_owned(),
             max_tokens,
+            pooling,
             model,
         })
     }

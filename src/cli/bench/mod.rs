@@ -1,0 +1,3 @@
+//! `gristmill bench`: what this machine can do, measured on it.
+
+pub mod embed;
