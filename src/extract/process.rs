@@ -1,0 +1,88 @@
+//! One child process from the parent's side: started bare, listened to, waited for, killed.
+
+use super::wire::Task;
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+
+/// Facts name every page: ten thousand of them with long labels still fit.
+const OUTPUT_BYTES: u64 = 16 * 1024 * 1024;
+const COMPLAINT_BYTES: u64 = 16 * 1024;
+
+/// How a child came to its end.
+#[derive(Debug)]
+pub(super) enum Ending {
+    Exit { code: i32, output: Vec<u8>, complaint: String },
+    Signal { signal: i32, complaint: String },
+    TimedOut,
+    TalkedTooMuch,
+}
+
+/// Runs `program extract-child TASK` to its end, `wall` at most.
+pub(super) async fn run(program: &Path, task: &Task, wall: Duration) -> io::Result<Ending> {
+    let mut command = Command::new(program);
+    command
+        .arg("extract-child")
+        .arg(serde_json::to_string(task)?)
+        .env_clear()
+        // Each malloc arena takes 64 MiB of the address space that is limited.
+        .env("MALLOC_ARENA_MAX", "1")
+        .env("OMP_THREAD_LIMIT", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    let mut child = command.spawn()?;
+    let listening = tokio::time::timeout(wall, listen(&mut child)).await;
+    let Ok(heard) = listening else {
+        kill(&mut child).await?;
+        return Ok(Ending::TimedOut);
+    };
+    let (output, complaint) = heard?;
+    if output.len() as u64 > OUTPUT_BYTES {
+        kill(&mut child).await?;
+        return Ok(Ending::TalkedTooMuch);
+    }
+    let status = child.wait().await?;
+    let complaint = String::from_utf8_lossy(&complaint).into_owned();
+    Ok(match (status.code(), std::os::unix::process::ExitStatusExt::signal(&status)) {
+        (Some(code), _) => Ending::Exit { code, output, complaint },
+        (None, signal) => Ending::Signal { signal: signal.unwrap_or_default(), complaint },
+    })
+}
+
+/// Reads both streams to their ends; of the second only the beginning is kept.
+async fn listen(child: &mut Child) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let (mut output, mut complaint) = (Vec::new(), Vec::new());
+    let stdout = child.stdout.take();
+    let stderr = child.stderr.take();
+    let hear_output = async {
+        match stdout {
+            Some(stdout) => stdout.take(OUTPUT_BYTES + 1).read_to_end(&mut output).await,
+            None => Ok(0),
+        }
+    };
+    let hear_complaint = async {
+        let Some(mut stderr) = stderr else { return Ok(0) };
+        (&mut stderr).take(COMPLAINT_BYTES).read_to_end(&mut complaint).await?;
+        tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await
+    };
+    tokio::try_join!(async { hear_output.await.map(|n| n as u64) }, async {
+        hear_complaint.await.map(|n: u64| n)
+    })?;
+    Ok((output, complaint))
+}
+
+/// Kills the child's whole group and collects it.
+async fn kill(child: &mut Child) -> io::Result<()> {
+    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        // SAFETY: kill touches no memory. The child is not yet collected, so its id, which is
+        // also its group's, cannot have passed to another process.
+        unsafe { libc::kill(-id, libc::SIGKILL) };
+    }
+    child.kill().await
+}
