@@ -61,7 +61,8 @@ impl Job for Embed {
             ),
             None => make_plan(ctx, turn, &generation, &extraction, &text).await?,
         };
-        let source = Source::open(&text, extraction.facts.pages.clone(), extraction.facts.language.clone(), space)?;
+        let source =
+            Source::open(&text, extraction.facts.pages.clone(), extraction.facts.language.clone(), space)?;
         write_missing(ctx, turn, &generation, &plan, source).await?;
         finish(ctx, turn, &generation, &extraction, plan.is_empty()).await
     }
@@ -69,7 +70,9 @@ impl Job for Embed {
     async fn gave_up(&self, tx: &mut Tx, why: &Why) -> sqlx::Result<()> {
         let Some(generation) = generations::find(&mut **tx, self.generation).await? else { return Ok(()) };
         match generation.attachment {
-            Some(attachment) => outcomes::fail(tx, attachment, Reason { code: &why.code, text: &why.reason }).await,
+            Some(attachment) => {
+                outcomes::fail(tx, attachment, Reason { code: &why.code, text: &why.reason }).await
+            }
             None => {
                 let detail = json!({ "code": why.code, "reason": why.reason });
                 generations::finish(tx, generation.id, IndexStatus::Failed, &detail).await
@@ -79,7 +82,11 @@ impl Job for Embed {
 }
 
 /// The generation and its text, unless it has ended or was forgotten.
-async fn find(ctx: &Context, turn: &Turn, id: GenerationId) -> Result<Option<(Generation, Extraction)>, JobError> {
+async fn find(
+    ctx: &Context,
+    turn: &Turn,
+    id: GenerationId,
+) -> Result<Option<(Generation, Extraction)>, JobError> {
     let mut tx = turn.begin(ctx).await?;
     let Some(generation) = generations::find(&mut *tx, id).await? else { return Ok(None) };
     let extraction = match generation.extraction {
@@ -92,10 +99,14 @@ async fn find(ctx: &Context, turn: &Turn, id: GenerationId) -> Result<Option<(Ge
 }
 
 async fn download(ctx: &Context, extraction: &Extraction, into: &Path) -> Result<(), JobError> {
-    let pin = Pin { bucket: extraction.bucket.clone(), key: extraction.key.clone(), etag: None, version_id: None };
+    let pin =
+        Pin { bucket: extraction.bucket.clone(), key: extraction.key.clone(), etag: None, version_id: None };
     let landed = ctx.objects.download(&pin, into).await?;
     if landed.sha256 != extraction.facts.text_sha256 {
-        return Err(JobError::transient(anyhow!("the stored text {} is not the one extracted", extraction.key)));
+        return Err(JobError::transient(anyhow!(
+            "the stored text {} is not the one extracted",
+            extraction.key
+        )));
     }
     Ok(())
 }
@@ -144,7 +155,8 @@ async fn write_missing(
     let mut tx = turn.begin(ctx).await?;
     let stored: HashSet<i32> = chunks::stored(&mut *tx, generation.id).await?.into_iter().collect();
     tx.commit().await?;
-    let missing: Vec<(i32, Span)> = (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
+    let missing: Vec<(i32, Span)> =
+        (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
     let mut told = Instant::now();
     let mut ready: Option<Batch> = None;
     for spans in missing.chunks((ctx.settings.embed.checkpoint / 2).max(1)) {
@@ -220,8 +232,13 @@ async fn tell(
     done: i32,
     total: Option<i32>,
 ) -> Result<(), JobError> {
-    let event =
-        Event::Index { id: generation.id, attachment: generation.attachment, status: status.as_str(), done, total };
+    let event = Event::Index {
+        id: generation.id,
+        attachment: generation.attachment,
+        status: status.as_str(),
+        done,
+        total,
+    };
     announce(tx, turn.workspace(), &event).await?;
     Ok(())
 }

@@ -95,7 +95,8 @@ async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<
 
     let mut tx = turn.begin(ctx).await?;
     let place = (attachment.bucket.as_str(), key.as_str());
-    let id = extractions::record(&mut tx, turn.workspace(), sha256_of(attachment), &revision, place, &facts).await?;
+    let id = extractions::record(&mut tx, turn.workspace(), sha256_of(attachment), &revision, place, &facts)
+        .await?;
     tx.commit().await?;
     Ok(Extraction { id, bucket: attachment.bucket.clone(), key, facts })
 }
@@ -103,10 +104,16 @@ async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<
 /// Where the text of some bytes lies: the same bytes and extractor give the same key.
 fn artefact_key(ctx: &Context, attachment: &Attachment, revision: &str) -> String {
     let revision = hex::encode(&Sha256::digest(revision.as_bytes())[..6]);
-    ctx.objects.tenant_key(attachment.workspace, &format!("artefacts/{}-{revision}.txt", sha256_of(attachment)))
+    ctx.objects
+        .tenant_key(attachment.workspace, &format!("artefacts/{}-{revision}.txt", sha256_of(attachment)))
 }
 
-async fn hand_on(ctx: &Context, turn: &Turn, attachment: &Attachment, of: &Extraction) -> Result<Done, JobError> {
+async fn hand_on(
+    ctx: &Context,
+    turn: &Turn,
+    attachment: &Attachment,
+    of: &Extraction,
+) -> Result<Done, JobError> {
     let mut tx = turn.begin(ctx).await?;
     for generation in generations::await_text(&mut *tx, attachment.id).await? {
         let end = match &of.facts.completeness {
@@ -124,7 +131,8 @@ async fn hand_on(ctx: &Context, turn: &Turn, attachment: &Attachment, of: &Extra
             enqueue_as(&mut tx, turn.workspace(), &Embed { generation }, &terms).await?;
         }
         let status = status.as_str();
-        let event = Event::Index { id: generation, attachment: Some(attachment.id), status, done: 0, total: None };
+        let event =
+            Event::Index { id: generation, attachment: Some(attachment.id), status, done: 0, total: None };
         announce(&mut tx, turn.workspace(), &event).await?;
     }
     outcomes::ready_when_indexed(&mut tx, turn.workspace(), attachment.id).await?;

@@ -8,9 +8,9 @@ use crate::domain::{AttachmentId, AttachmentStatus, Origin};
 use crate::job::{Done, Job, JobError, Turn, Why};
 use crate::jobs::Scan;
 use crate::queue::{Payload, Terms, enqueue_as};
+use crate::store::Tx;
 use crate::store::attachments::{self, Attachment, Stored};
 use crate::store::outcomes::{self, Reason};
-use crate::store::Tx;
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -40,9 +40,10 @@ impl Job for Fetch {
         };
         check_place(ctx, &attachment)?;
         let stored = match (attachment.status, attachment.origin) {
-            (AttachmentStatus::Requested | AttachmentStatus::Planned | AttachmentStatus::Uploading, Origin::Remote) => {
-                bring(ctx, &attachment).await?
-            }
+            (
+                AttachmentStatus::Requested | AttachmentStatus::Planned | AttachmentStatus::Uploading,
+                Origin::Remote,
+            ) => bring(ctx, &attachment).await?,
             (
                 AttachmentStatus::Requested
                 | AttachmentStatus::Planned
@@ -56,7 +57,8 @@ impl Job for Fetch {
         let mut tx = turn.begin(ctx).await?;
         attachments::set_stored(&mut tx, &attachment, &stored).await?;
         let scan = Scan { attachment: attachment.id };
-        enqueue_as(&mut tx, turn.workspace(), &scan, &Terms { parent: Some(turn.job()), ..Terms::default() }).await?;
+        enqueue_as(&mut tx, turn.workspace(), &scan, &Terms { parent: Some(turn.job()), ..Terms::default() })
+            .await?;
         let body = json!({ "size": stored.size });
         outcomes::tell(&mut tx, turn.workspace(), attachment.id, AttachmentStatus::Stored, body).await?;
         turn.finish(tx).await
@@ -68,7 +70,11 @@ impl Job for Fetch {
 }
 
 /// The attachment as it is now, read under the fence.
-pub(super) async fn find(ctx: &Context, turn: &Turn, id: AttachmentId) -> Result<Option<Attachment>, JobError> {
+pub(super) async fn find(
+    ctx: &Context,
+    turn: &Turn,
+    id: AttachmentId,
+) -> Result<Option<Attachment>, JobError> {
     let mut tx = turn.begin(ctx).await?;
     let attachment = attachments::find(&mut *tx, id).await?;
     tx.commit().await?;
@@ -91,7 +97,10 @@ async fn look(ctx: &Context, attachment: &Attachment) -> Result<Stored, JobError
     let head = ctx.objects.head(&attachment.bucket, &attachment.key).await?;
     if head.size > ctx.settings.objects.max_bytes {
         let limit = ctx.settings.objects.max_bytes;
-        return Err(JobError::refused("too_large", anyhow!("the object has {} bytes, the limit is {limit}", head.size)));
+        return Err(JobError::refused(
+            "too_large",
+            anyhow!("the object has {} bytes, the limit is {limit}", head.size),
+        ));
     }
     if attachment.size.is_some_and(|promised| promised as u64 != head.size) {
         let promised = attachment.size.unwrap_or_default();

@@ -87,7 +87,8 @@ async fn forget(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<D
     let body = json!({
         "chunks": removed_chunks, "generations": indexes.len(), "objects": objects, "artefacts": artefacts.len(),
     });
-    announce(&mut tx, turn.workspace(), &Event::Attachment { id: attachment.id, status: "forgotten", body }).await?;
+    announce(&mut tx, turn.workspace(), &Event::Attachment { id: attachment.id, status: "forgotten", body })
+        .await?;
     turn.finish(tx).await
 }
 

@@ -12,10 +12,10 @@ use crate::jobs::fetch::{check_place, find};
 use crate::objects::{Landed, Pin};
 use crate::queue::{Payload, Terms, enqueue_as};
 use crate::scan::{Claims, Outcome};
+use crate::store::Tx;
 use crate::store::attachments::{self, Attachment};
 use crate::store::outcomes::{self, Reason};
 use crate::store::verdicts::{self, Verdict};
-use crate::store::Tx;
 use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -70,7 +70,11 @@ async fn begin(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<()
 }
 
 /// Brings the pinned bytes and holds them against what was promised of them.
-pub(super) async fn download(ctx: &Context, attachment: &Attachment, into: &Path) -> Result<Landed, JobError> {
+pub(super) async fn download(
+    ctx: &Context,
+    attachment: &Attachment,
+    into: &Path,
+) -> Result<Landed, JobError> {
     let pin = Pin {
         bucket: attachment.bucket.clone(),
         key: attachment.key.clone(),
@@ -79,7 +83,8 @@ pub(super) async fn download(ctx: &Context, attachment: &Attachment, into: &Path
     };
     let landed = ctx.objects.download(&pin, into).await?;
     if attachment.sha256.as_ref().is_some_and(|promised| *promised != landed.sha256) {
-        let reason = anyhow!("the object's sha256 is {}, not the one promised: upload it again", landed.sha256);
+        let reason =
+            anyhow!("the object's sha256 is {}, not the one promised: upload it again", landed.sha256);
         return Err(JobError::refused("checksum_mismatch", reason));
     }
     Ok(landed)
@@ -123,7 +128,12 @@ async fn judge(
     })
 }
 
-async fn conclude(ctx: &Context, turn: &Turn, attachment: &Attachment, verdict: &Verdict) -> Result<Done, JobError> {
+async fn conclude(
+    ctx: &Context,
+    turn: &Turn,
+    attachment: &Attachment,
+    verdict: &Verdict,
+) -> Result<Done, JobError> {
     let (workspace, id) = (turn.workspace(), attachment.id);
     let mut tx = turn.begin(ctx).await?;
     attachments::set_truth(&mut tx, id, &verdict.sha256, verdict.size, &verdict.detected_mime).await?;
@@ -135,7 +145,8 @@ async fn conclude(ctx: &Context, turn: &Turn, attachment: &Attachment, verdict: 
             enqueue_as(&mut tx, workspace, &Extract { attachment: id }, &terms).await?;
         }
         "INFECTED" => {
-            let text = format!("{} found {}", verdict.engine, verdict.signature.as_deref().unwrap_or("a signature"));
+            let text =
+                format!("{} found {}", verdict.engine, verdict.signature.as_deref().unwrap_or("a signature"));
             outcomes::quarantine(&mut tx, id, Reason { code: "infected", text: &text }).await?;
         }
         "UNSCANNABLE" => outcomes::fail(&mut tx, id, Reason { code: "unscannable", text: detail }).await?,

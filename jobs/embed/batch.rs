@@ -30,7 +30,12 @@ pub struct Batch {
 type Hash = [u8; 32];
 
 impl Source {
-    pub fn open(text: &Path, pages: Vec<Page>, language: Option<String>, space: i32) -> std::io::Result<Self> {
+    pub fn open(
+        text: &Path,
+        pages: Vec<Page>,
+        language: Option<String>,
+        space: i32,
+    ) -> std::io::Result<Self> {
         Ok(Self { text: Arc::new(File::open(text)?), pages, language, space })
     }
 
@@ -94,7 +99,8 @@ impl Source {
                 .collect::<std::io::Result<Vec<_>>>()
         });
         let contents = read.await.map_err(|error| JobError::fatal("bad_plan", error))?;
-        contents.map_err(|error| JobError::fatal("bad_plan", anyhow!("the plan does not fit the text: {error}")))
+        contents
+            .map_err(|error| JobError::fatal("bad_plan", anyhow!("the plan does not fit the text: {error}")))
     }
 
     /// The first and last page that a chunk touches.

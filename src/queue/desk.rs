@@ -38,12 +38,21 @@ pub struct Ask {
 pub enum Outcome {
     Done,
     /// To be tried again after the stored back-off.
-    Retry { reason: String },
+    Retry {
+        reason: String,
+    },
     /// To be tried again after `delay`; costs no attempt.
-    Wait { delay: Duration, reason: String },
+    Wait {
+        delay: Duration,
+        reason: String,
+    },
     /// Never begun, or stopped by us: back at once, costs no attempt.
-    HandedBack { reason: String },
-    Cancelled { reason: String },
+    HandedBack {
+        reason: String,
+    },
+    Cancelled {
+        reason: String,
+    },
 }
 
 /// The back-off written with a retry.

@@ -125,7 +125,9 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
             match &outcome {
                 Outcome::Retry { reason } => tracing::warn!(reason, "failed; will be tried again"),
                 Outcome::Wait { delay, reason } => tracing::info!(?delay, reason, "waits"),
-                Outcome::HandedBack { reason } | Outcome::Cancelled { reason } => tracing::info!(reason, "ended"),
+                Outcome::HandedBack { reason } | Outcome::Cancelled { reason } => {
+                    tracing::info!(reason, "ended")
+                }
                 Outcome::Done => {}
             }
             // The receiver lives until every sender is gone.

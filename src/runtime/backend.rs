@@ -112,7 +112,11 @@ impl Backend for Leased {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, worker: &WorkerContext) -> Poll<Option<Result<Task<Claimed>, Never>>> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &WorkerContext,
+    ) -> Poll<Option<Result<Task<Claimed>, Never>>> {
         self.claimed.poll_recv(cx).map(|job| {
             if job.is_none() {
                 // The claim loop has ended: let apalis wait for the jobs at work, then end.

@@ -22,7 +22,11 @@ pub struct Duty {
 }
 
 /// The keeper's thread; it ends when `end` fires.
-pub fn start(duty: Duty, hands: Arc<Hands>, end: CancellationToken) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub fn start(
+    duty: Duty,
+    hands: Arc<Hands>,
+    end: CancellationToken,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("lease-keeper".into()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,

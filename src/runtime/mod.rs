@@ -93,10 +93,12 @@ impl Worker {
             workspace_cap: settings.workspace_cap as i32,
         };
         let poll = Duration::from_millis(settings.poll_ms);
-        let (backend, claiming) = Leased::new(Claiming { db: ctx.db.clone(), ask, poll, hands: hands.clone(), bell });
+        let (backend, claiming) =
+            Leased::new(Claiming { db: ctx.db.clone(), ask, poll, hands: hands.clone(), bell });
         tokio::spawn(claiming);
         let bench = Arc::new(Bench { ctx: ctx.clone(), registry, hands: hands.clone(), ends });
-        let shell = WorkerBuilder::new(format!("{name}-{lane}").as_str()).backend(backend).data(bench).build(handle);
+        let shell =
+            WorkerBuilder::new(format!("{name}-{lane}").as_str()).backend(backend).data(bench).build(handle);
         self.shells.spawn(async move {
             if let Err(error) = shell.run().await {
                 tracing::error!(%error, "a worker lane ended");

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 type Run = Box<dyn Fn(Arc<Context>, Turn, Value) -> BoxFuture<'static, Result<Done, JobError>> + Send + Sync>;
-type GaveUp = Box<dyn for<'a> Fn(&'a mut Tx, Value, &'a Why) -> BoxFuture<'a, sqlx::Result<()>> + Send + Sync>;
+type GaveUp =
+    Box<dyn for<'a> Fn(&'a mut Tx, Value, &'a Why) -> BoxFuture<'a, sqlx::Result<()>> + Send + Sync>;
 
 /// One kind, its types erased.
 pub struct Kind {
@@ -28,8 +29,9 @@ impl Registry {
     pub fn with<J: Job>(mut self) -> Self {
         let run: Run = Box::new(|ctx, turn, payload| {
             Box::pin(async move {
-                let job: J = serde_json::from_value(payload)
-                    .map_err(|error| JobError::fatal("bad_payload", anyhow::anyhow!("the payload of {}: {error}", J::KIND)))?;
+                let job: J = serde_json::from_value(payload).map_err(|error| {
+                    JobError::fatal("bad_payload", anyhow::anyhow!("the payload of {}: {error}", J::KIND))
+                })?;
                 job.run(&ctx, &turn).await
             })
         });

@@ -82,7 +82,11 @@ pub async fn find(db: impl PgExecutor<'_>, id: AttachmentId) -> sqlx::Result<Opt
 }
 
 /// Adds an attachment as REQUESTED.
-pub async fn insert(conn: &mut PgConnection, workspace: WorkspaceId, new: &NewAttachment<'_>) -> sqlx::Result<AttachmentId> {
+pub async fn insert(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    new: &NewAttachment<'_>,
+) -> sqlx::Result<AttachmentId> {
     sqlx::query_scalar!(
         "INSERT INTO gristmill.attachments
              (workspace_id, origin, bucket, key, name, mime, source_url, checksum_sha256, conversation_id)
@@ -145,7 +149,13 @@ pub async fn set_stored(conn: &mut PgConnection, of: &Attachment, stored: &Store
 }
 
 /// Writes what the scan learned of the bytes.
-pub async fn set_truth(conn: &mut PgConnection, id: AttachmentId, sha256: &str, size: i64, mime: &str) -> sqlx::Result<()> {
+pub async fn set_truth(
+    conn: &mut PgConnection,
+    id: AttachmentId,
+    sha256: &str,
+    size: i64,
+    mime: &str,
+) -> sqlx::Result<()> {
     let done = sqlx::query!(
         "UPDATE gristmill.attachments SET checksum_sha256 = $2, size = $3, mime = $4 WHERE id = $1",
         id.0,

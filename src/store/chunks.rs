@@ -33,7 +33,9 @@ pub async fn ensure_space(conn: &mut PgConnection, space: &crate::domain::Space)
 
 /// Which chunks of a generation are stored: the checkpoint a restart goes on from.
 pub async fn stored(db: impl PgExecutor<'_>, generation: GenerationId) -> sqlx::Result<Vec<i32>> {
-    sqlx::query_scalar!("SELECT ord FROM gristmill.chunks WHERE generation_id = $1", generation.0).fetch_all(db).await
+    sqlx::query_scalar!("SELECT ord FROM gristmill.chunks WHERE generation_id = $1", generation.0)
+        .fetch_all(db)
+        .await
 }
 
 /// Vectors that the tenant already has for these texts in this space.
@@ -107,9 +109,12 @@ pub async fn insert(
 
 /// How many chunks a generation has.
 pub async fn count(db: impl PgExecutor<'_>, generation: GenerationId) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM gristmill.chunks WHERE generation_id = $1"#, generation.0)
-        .fetch_one(db)
-        .await
+    sqlx::query_scalar!(
+        r#"SELECT count(*) AS "n!" FROM gristmill.chunks WHERE generation_id = $1"#,
+        generation.0
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Removes up to `limit` chunks of a generation; 0 means none was left.
@@ -127,7 +132,11 @@ pub async fn delete_some(conn: &mut PgConnection, generation: GenerationId, limi
 
 /// The id of a chunk by its place; what a citation names.
 pub async fn at(db: impl PgExecutor<'_>, generation: GenerationId, ord: i32) -> sqlx::Result<Option<Uuid>> {
-    sqlx::query_scalar!("SELECT id FROM gristmill.chunks WHERE generation_id = $1 AND ord = $2", generation.0, ord)
-        .fetch_optional(db)
-        .await
+    sqlx::query_scalar!(
+        "SELECT id FROM gristmill.chunks WHERE generation_id = $1 AND ord = $2",
+        generation.0,
+        ord
+    )
+    .fetch_optional(db)
+    .await
 }

@@ -11,7 +11,13 @@ pub enum Event<'a> {
     /// `attachment.<status>`, with the reason where there is one.
     Attachment { id: AttachmentId, status: &'a str, body: Value },
     /// `index.<status>`: the stage of a generation, with done and total.
-    Index { id: GenerationId, attachment: Option<AttachmentId>, status: &'a str, done: i32, total: Option<i32> },
+    Index {
+        id: GenerationId,
+        attachment: Option<AttachmentId>,
+        status: &'a str,
+        done: i32,
+        total: Option<i32>,
+    },
 }
 
 impl Event<'_> {
@@ -31,7 +37,11 @@ impl Event<'_> {
 }
 
 /// Writes the event; a trigger notifies with its id when the transaction commits.
-pub async fn announce(conn: &mut PgConnection, workspace: WorkspaceId, event: &Event<'_>) -> sqlx::Result<()> {
+pub async fn announce(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    event: &Event<'_>,
+) -> sqlx::Result<()> {
     let (name, subject, id, body) = event.parts();
     sqlx::query!(
         "INSERT INTO gristmill.events (workspace_id, type, subject, subject_id, body) VALUES ($1, $2, $3, $4, $5)",

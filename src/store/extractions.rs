@@ -15,7 +15,11 @@ pub struct Extraction {
 }
 
 /// The extraction of these bytes by this extractor.
-pub async fn find(db: impl PgExecutor<'_>, sha256: &str, extractor: &str) -> sqlx::Result<Option<Extraction>> {
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    sha256: &str,
+    extractor: &str,
+) -> sqlx::Result<Option<Extraction>> {
     let row = sqlx::query!(
         "SELECT id, bucket, key, facts FROM gristmill.extractions WHERE sha256 = $1 AND extractor = $2",
         sha256,
@@ -85,6 +89,7 @@ pub async fn of_bytes(db: impl PgExecutor<'_>, sha256: &str) -> sqlx::Result<Vec
 
 /// Forgets the texts of these bytes; their objects are the caller's.
 pub async fn delete(conn: &mut PgConnection, sha256: &str) -> sqlx::Result<u64> {
-    let done = sqlx::query!("DELETE FROM gristmill.extractions WHERE sha256 = $1", sha256).execute(conn).await?;
+    let done =
+        sqlx::query!("DELETE FROM gristmill.extractions WHERE sha256 = $1", sha256).execute(conn).await?;
     Ok(done.rows_affected())
 }

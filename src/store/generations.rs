@@ -72,7 +72,10 @@ pub async fn open(conn: &mut PgConnection, workspace: WorkspaceId, resource: Res
 }
 
 /// The generations of an attachment that wait for its text.
-pub async fn await_text(db: impl PgExecutor<'_>, attachment: AttachmentId) -> sqlx::Result<Vec<GenerationId>> {
+pub async fn await_text(
+    db: impl PgExecutor<'_>,
+    attachment: AttachmentId,
+) -> sqlx::Result<Vec<GenerationId>> {
     let rows = sqlx::query_scalar!(
         "SELECT g.id FROM gristmill.generations g JOIN gristmill.resources r ON r.id = g.resource_id
          WHERE r.attachment_id = $1 AND g.finished_at IS NULL AND g.extraction_id IS NULL",
@@ -147,7 +150,12 @@ pub async fn add_done(conn: &mut PgConnection, id: GenerationId, more: i32) -> s
 }
 
 /// Ends a generation.
-pub async fn finish(conn: &mut PgConnection, id: GenerationId, status: IndexStatus, detail: &Value) -> sqlx::Result<()> {
+pub async fn finish(
+    conn: &mut PgConnection,
+    id: GenerationId,
+    status: IndexStatus,
+    detail: &Value,
+) -> sqlx::Result<()> {
     let done = sqlx::query!(
         "UPDATE gristmill.generations SET status = $2::text::gristmill.index_status, detail = $3, finished_at = now()
          WHERE id = $1 AND finished_at IS NULL",
@@ -199,7 +207,10 @@ pub async fn delete(conn: &mut PgConnection, id: GenerationId) -> sqlx::Result<u
 }
 
 /// Every generation of an attachment's resources.
-pub async fn of_attachment(db: impl PgExecutor<'_>, attachment: AttachmentId) -> sqlx::Result<Vec<GenerationId>> {
+pub async fn of_attachment(
+    db: impl PgExecutor<'_>,
+    attachment: AttachmentId,
+) -> sqlx::Result<Vec<GenerationId>> {
     let rows = sqlx::query_scalar!(
         "SELECT g.id FROM gristmill.generations g JOIN gristmill.resources r ON r.id = g.resource_id
          WHERE r.attachment_id = $1",

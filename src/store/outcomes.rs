@@ -25,7 +25,12 @@ pub async fn quarantine(conn: &mut PgConnection, id: AttachmentId, reason: Reaso
     end(conn, id, AttachmentStatus::Quarantined, reason).await
 }
 
-async fn end(conn: &mut PgConnection, id: AttachmentId, to: AttachmentStatus, reason: Reason<'_>) -> sqlx::Result<()> {
+async fn end(
+    conn: &mut PgConnection,
+    id: AttachmentId,
+    to: AttachmentStatus,
+    reason: Reason<'_>,
+) -> sqlx::Result<()> {
     let Some(attachment) = attachments::find(&mut *conn, id).await? else { return Ok(()) };
     let detail = json!({ "code": reason.code, "reason": reason.text });
     generations::end_of_attachment(conn, id, IndexStatus::Failed, &detail).await?;
@@ -36,7 +41,11 @@ async fn end(conn: &mut PgConnection, id: AttachmentId, to: AttachmentStatus, re
 }
 
 /// READY once the last index of the attachment has ended.
-pub async fn ready_when_indexed(conn: &mut PgConnection, workspace: WorkspaceId, id: AttachmentId) -> sqlx::Result<()> {
+pub async fn ready_when_indexed(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    id: AttachmentId,
+) -> sqlx::Result<()> {
     // Of two last indexes that end at once, the second sees the first.
     if attachments::lock(conn, id).await? && attachments::ready_when_indexed(conn, id).await? {
         tell(conn, workspace, id, AttachmentStatus::Ready, json!({})).await?;

@@ -39,16 +39,18 @@ pub async fn ensure(conn: &mut PgConnection, of: &Attachment) -> sqlx::Result<Ve
 
 /// The resources of an attachment.
 pub async fn of_attachment(db: impl PgExecutor<'_>, of: AttachmentId) -> sqlx::Result<Vec<ResourceId>> {
-    let rows = sqlx::query_scalar!("SELECT id FROM gristmill.resources WHERE attachment_id = $1 ORDER BY id", of.0)
-        .fetch_all(db)
-        .await?;
+    let rows =
+        sqlx::query_scalar!("SELECT id FROM gristmill.resources WHERE attachment_id = $1 ORDER BY id", of.0)
+            .fetch_all(db)
+            .await?;
     Ok(rows.into_iter().map(ResourceId).collect())
 }
 
 /// Shows retrieval this generation and no other, by one update.
 pub async fn flip(conn: &mut PgConnection, resource: ResourceId, to: GenerationId) -> sqlx::Result<()> {
-    let done = sqlx::query!("UPDATE gristmill.resources SET live_generation = $2 WHERE id = $1", resource.0, to.0)
-        .execute(conn)
-        .await?;
+    let done =
+        sqlx::query!("UPDATE gristmill.resources SET live_generation = $2 WHERE id = $1", resource.0, to.0)
+            .execute(conn)
+            .await?;
     exactly_one(&done)
 }

@@ -57,7 +57,9 @@ impl Job for Act {
             Deed::Hang => tokio::time::sleep(Duration::from_secs(600)).await,
             Deed::BlockThread => std::thread::sleep(Duration::from_millis(2500)),
             Deed::WaitOnce => {
-                if turn.attempt == 1 && marks(ctx, turn.workspace(), &format!("start:{}", self.name)).await? == 1 {
+                if turn.attempt == 1
+                    && marks(ctx, turn.workspace(), &format!("start:{}", self.name)).await? == 1
+                {
                     return Err(JobError::Wait { delay: Duration::from_millis(150), reason: "busy".into() });
                 }
             }
@@ -68,7 +70,8 @@ impl Job for Act {
     }
 
     async fn gave_up(&self, tx: &mut Tx, why: &Why) -> sqlx::Result<()> {
-        let workspace: Uuid = sqlx::query_scalar("SELECT gristmill.current_workspace()").fetch_one(&mut **tx).await?;
+        let workspace: Uuid =
+            sqlx::query_scalar("SELECT gristmill.current_workspace()").fetch_one(&mut **tx).await?;
         mark(tx, WorkspaceId(workspace), &format!("gave_up:{}:{}", self.name, why.code)).await
     }
 }
@@ -84,7 +87,10 @@ async fn mark(tx: &mut Tx, workspace: WorkspaceId, text: &str) -> sqlx::Result<(
 
 async fn marks(ctx: &Context, workspace: WorkspaceId, text: &str) -> sqlx::Result<i64> {
     let mut tx = gristmill::store::tenant(&ctx.db, workspace).await?;
-    sqlx::query_scalar("SELECT count(*) FROM gristmill.events WHERE subject = $1").bind(text).fetch_one(&mut *tx).await
+    sqlx::query_scalar("SELECT count(*) FROM gristmill.events WHERE subject = $1")
+        .bind(text)
+        .fetch_one(&mut *tx)
+        .await
 }
 
 fn act(name: &str, deed: Deed) -> Act {
@@ -140,7 +146,9 @@ impl World {
 const BACKOFF: Backoff = Backoff { base: Duration::from_millis(1), ceiling: Duration::from_secs(1) };
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_job_exists_exactly_when_the_transaction_that_asked_for_it_committed(db: PgPool) -> anyhow::Result<()> {
+async fn a_job_exists_exactly_when_the_transaction_that_asked_for_it_committed(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
     assert!(matches!(enqueue(&mut tx, world.workspace, &act("a", Deed::Succeed)).await?, Enqueued::New(_)));
@@ -153,7 +161,9 @@ async fn a_job_exists_exactly_when_the_transaction_that_asked_for_it_committed(d
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_taken_key_answers_with_its_job_and_leaves_the_transaction_usable(db: PgPool) -> anyhow::Result<()> {
+async fn a_taken_key_answers_with_its_job_and_leaves_the_transaction_usable(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let keyed = Act { key: Some("one".into()), ..act("a", Deed::Succeed) };
     let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
@@ -178,7 +188,8 @@ async fn many_askers_of_one_key_at_once_make_one_job(db: PgPool) -> anyhow::Resu
         let (world, keyed) = (world.clone(), keyed.clone());
         askers.spawn(async move { world.ask(&keyed).await });
     }
-    let answers = askers.join_all().await.into_iter().collect::<anyhow::Result<std::collections::HashSet<_>>>()?;
+    let answers =
+        askers.join_all().await.into_iter().collect::<anyhow::Result<std::collections::HashSet<_>>>()?;
     assert_eq!(answers.len(), 1);
     assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs").await?, 1);
     Ok(())
@@ -195,7 +206,9 @@ async fn an_effect_and_the_end_of_its_job_commit_together(db: PgPool) -> anyhow:
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_failing_job_is_tried_again_and_then_rests_among_the_dead_with_its_reason(db: PgPool) -> anyhow::Result<()> {
+async fn a_failing_job_is_tried_again_and_then_rests_among_the_dead_with_its_reason(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let failing = world.ask(&act("fails", Deed::Fail)).await?;
     let panicking = world.ask(&act("panics", Deed::Panic)).await?;
@@ -221,7 +234,9 @@ async fn a_failing_job_is_tried_again_and_then_rests_among_the_dead_with_its_rea
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_job_past_its_time_and_one_of_an_unknown_payload_do_not_stop_the_others(db: PgPool) -> anyhow::Result<()> {
+async fn a_job_past_its_time_and_one_of_an_unknown_payload_do_not_stop_the_others(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let hanging = world.ask(&act("hangs", Deed::Hang)).await?;
     world.limit(hanging, 1).await?;
@@ -236,7 +251,12 @@ async fn a_job_past_its_time_and_one_of_an_unknown_payload_do_not_stop_the_other
     assert_eq!(state, "DEAD");
     assert!(reason.unwrap_or_default().starts_with("timeout"));
     assert_eq!(world.job(good).await?.0, "DONE");
-    assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs WHERE state = 'DEAD' AND reason LIKE 'bad_payload%'").await?, 1);
+    assert_eq!(
+        world
+            .count("SELECT count(*) FROM gristmill.jobs WHERE state = 'DEAD' AND reason LIKE 'bad_payload%'")
+            .await?,
+        1
+    );
     Ok(())
 }
 
@@ -281,11 +301,15 @@ async fn a_stale_worker_changes_nothing(db: PgPool) -> anyhow::Result<()> {
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn an_effect_transaction_under_way_is_neither_rescued_nor_delays_renewal(db: PgPool) -> anyhow::Result<()> {
+async fn an_effect_transaction_under_way_is_neither_rescued_nor_delays_renewal(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     world.ask(&act("a", Deed::Succeed)).await?;
     let job = world.claim(1).await?.remove(0);
-    sqlx::query("UPDATE gristmill.jobs SET lease_until = now() - interval '1 s'").execute(&world.admin).await?;
+    sqlx::query("UPDATE gristmill.jobs SET lease_until = now() - interval '1 s'")
+        .execute(&world.admin)
+        .await?;
     let mut tx = gristmill::store::begin(&world.ctx.db).await?;
     job.lease.enter(&mut tx).await?;
 
@@ -299,7 +323,9 @@ async fn an_effect_transaction_under_way_is_neither_rescued_nor_delays_renewal(d
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_job_that_kills_its_workers_starts_as_often_as_it_may_and_is_then_buried(db: PgPool) -> anyhow::Result<()> {
+async fn a_job_that_kills_its_workers_starts_as_often_as_it_may_and_is_then_buried(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let id = world.ask(&act("killer", Deed::Succeed)).await?;
     world.limit(id, 3).await?;
@@ -319,7 +345,9 @@ async fn a_job_that_kills_its_workers_starts_as_often_as_it_may_and_is_then_buri
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn work_that_blocks_its_thread_for_longer_than_a_lease_is_not_doubled(db: PgPool) -> anyhow::Result<()> {
+async fn work_that_blocks_its_thread_for_longer_than_a_lease_is_not_doubled(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let id = world.ask(&act("blocks", Deed::BlockThread)).await?;
     world.work(registry).await?;

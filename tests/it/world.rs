@@ -41,7 +41,12 @@ impl World {
     /// Works until no job is due, running, or scheduled, then stops and checks for leaks.
     pub async fn work(&self, registry: impl Fn() -> Registry) -> anyhow::Result<()> {
         let worker = Worker::start(&self.ctx, registry)?;
-        let quiet = self.until("no job is left", "SELECT count(*) = 0 FROM gristmill.jobs WHERE state IN ('WAITING', 'SCHEDULED', 'RUNNING')").await;
+        let quiet = self
+            .until(
+                "no job is left",
+                "SELECT count(*) = 0 FROM gristmill.jobs WHERE state IN ('WAITING', 'SCHEDULED', 'RUNNING')",
+            )
+            .await;
         worker.stop().await;
         quiet
     }
