@@ -261,7 +261,7 @@ CREATE INDEX tool_calls_by_tool ON gristmill.tool_calls (tool_id);
 CREATE INDEX tool_calls_by_definition ON gristmill.tool_calls (definition_id);
 CREATE INDEX tool_calls_by_user ON gristmill.tool_calls (user_id);
 CREATE INDEX tool_calls_by_agent ON gristmill.tool_calls (agent_id);
-CREATE INDEX tool_calls_unfinished ON gristmill.tool_calls (state, updated_at) WHERE finished_at IS NULL;
+CREATE INDEX tool_calls_unfinished ON gristmill.tool_calls (workspace_id, updated_at) WHERE finished_at IS NULL;
 
 -- The legal edges. STARTED > REQUESTED is a retry of what may run again; UNKNOWN > REQUESTED is a
 -- person's word that it may.

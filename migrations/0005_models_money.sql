@@ -178,7 +178,7 @@ CREATE INDEX usages_by_message ON gristmill.usages (message_id);
 CREATE INDEX usages_by_tool_call ON gristmill.usages (tool_call_id);
 CREATE INDEX usages_by_model ON gristmill.usages (model_id, created_at);
 CREATE INDEX usages_by_price ON gristmill.usages (price_id);
-CREATE INDEX usages_open ON gristmill.usages (created_at) WHERE state = 'OPEN';
+CREATE INDEX usages_open ON gristmill.usages (workspace_id, created_at) WHERE settled_at IS NULL;
 
 -- What an open call holds of a budget. The row goes when the call settles; a sweeper takes the dead ones.
 CREATE TABLE gristmill.reservations (
@@ -192,7 +192,7 @@ CREATE TABLE gristmill.reservations (
     UNIQUE (usage_id, budget_id)
 );
 CREATE INDEX reservations_by_budget ON gristmill.reservations (budget_id);
-CREATE INDEX reservations_by_expiry ON gristmill.reservations (expires_at);
+CREATE INDEX reservations_by_expiry ON gristmill.reservations (workspace_id, expires_at);
 
 -- Settled usage in the shape that workspaces read it; the reader's row-level security applies.
 CREATE VIEW gristmill.usage_stats WITH (security_invoker = true) AS

@@ -4,6 +4,9 @@
 -- and a job holds ids only. The policies are not forced on the owner: migrations, restores and the
 -- triggers that write history run as owner. A later migration that adds a tenant table adds its policy
 -- and its grants; a test looks, because default privileges would bind to whoever runs the migration.
+--
+-- Under a policy only leakproof operators reach an index: equality of uuid and text, order of times and
+-- numbers, yes; equality of enums, `@>`, `@@` no. So what the worker sweeps is indexed by workspace and time.
 
 DO $$
 DECLARE
