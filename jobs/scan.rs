@@ -52,8 +52,8 @@ impl Job for Scan {
         let room = ctx.spool.room()?;
         let file = room.path().join("object");
         let landed = download(ctx, &attachment, &file).await?;
-        let verdict = judge(ctx, turn, &attachment, &landed, &file).await?;
-        conclude(ctx, turn, &attachment, &verdict).await
+        let judged = judge(ctx, turn, &attachment, &landed, &file).await?;
+        conclude(ctx, turn, &attachment, &landed, &judged).await
     }
 
     async fn gave_up(&self, tx: &mut Tx, why: &Why) -> sqlx::Result<()> {
@@ -90,32 +90,40 @@ pub(super) async fn download(
     Ok(landed)
 }
 
+/// The scanner's verdict; that of an earlier look at the same bytes under the same signatures,
+/// where there is one. What the file claims to be is looked at each time.
 async fn judge(
     ctx: &Context,
     turn: &Turn,
     attachment: &Attachment,
     landed: &Landed,
     file: &Path,
-) -> Result<Verdict, JobError> {
+) -> Result<Judged, JobError> {
+    let claims = Claims {
+        name: attachment.name.clone().or_else(|| attachment.key.rsplit('/').next().map(str::to_owned)),
+        mime: attachment.mime.clone(),
+    };
     let engine = ctx.scanner.engine().await?;
     let mut tx = turn.begin(ctx).await?;
     let known = verdicts::find(&mut *tx, &landed.sha256, &engine.name, &engine.signature_version).await?;
     tx.commit().await?;
     if let Some(verdict) = known {
-        return Ok(verdict);
+        let identity = ctx.scanner.identify(file, &claims).await?;
+        return Ok(Judged {
+            verdict: Some(verdict),
+            refusal: identity.refusal,
+            mime: identity.detected_mime,
+        });
     }
-    let claims = Claims {
-        name: attachment.name.clone().or_else(|| attachment.key.rsplit('/').next().map(str::to_owned)),
-        mime: attachment.mime.clone(),
-    };
     let report = ctx.scanner.scan(file, &claims).await?;
+    let mime = report.detected_mime.clone();
     let (outcome, signature, detail) = match report.outcome {
         Outcome::Clean => ("CLEAN", None, None),
         Outcome::Infected { signature } => ("INFECTED", Some(signature), None),
         Outcome::Unscannable { reason } => ("UNSCANNABLE", None, Some(reason)),
-        Outcome::Refused { reason } => ("REFUSED", None, Some(reason)),
+        Outcome::Refused { reason } => return Ok(Judged { verdict: None, refusal: Some(reason), mime }),
     };
-    Ok(Verdict {
+    let verdict = Verdict {
         sha256: landed.sha256.clone(),
         outcome: outcome.to_owned(),
         engine: report.engine,
@@ -125,32 +133,48 @@ async fn judge(
         limits_hit: report.limits_hit,
         detected_mime: report.detected_mime,
         size: landed.size as i64,
-    })
+    };
+    Ok(Judged { verdict: Some(verdict), refusal: None, mime })
+}
+
+/// What the scan says of the bytes, and of what they claim to be.
+struct Judged {
+    /// None: refused for its claims before anything was scanned.
+    verdict: Option<Verdict>,
+    refusal: Option<String>,
+    mime: String,
 }
 
 async fn conclude(
     ctx: &Context,
     turn: &Turn,
     attachment: &Attachment,
-    verdict: &Verdict,
+    landed: &Landed,
+    judged: &Judged,
 ) -> Result<Done, JobError> {
     let (workspace, id) = (turn.workspace(), attachment.id);
     let mut tx = turn.begin(ctx).await?;
-    attachments::set_truth(&mut tx, id, &verdict.sha256, verdict.size, &verdict.detected_mime).await?;
-    verdicts::record(&mut tx, workspace, verdict).await?;
-    let detail = verdict.detail.as_deref().unwrap_or_default();
-    match verdict.outcome.as_str() {
-        "CLEAN" => {
+    attachments::set_truth(&mut tx, id, &landed.sha256, landed.size as i64, &judged.mime).await?;
+    if let Some(verdict) = &judged.verdict {
+        verdicts::record(&mut tx, workspace, verdict).await?;
+    }
+    match (&judged.verdict, &judged.refusal) {
+        (Some(Verdict { signature: Some(signature), engine, .. }), _) => {
+            let text = format!("{engine} found {signature}");
+            outcomes::quarantine(&mut tx, id, Reason { code: "infected", text: &text }).await?;
+        }
+        (_, Some(refusal)) => {
+            outcomes::fail(&mut tx, id, Reason { code: "type_refused", text: refusal }).await?;
+        }
+        (Some(verdict), None) if verdict.outcome == "CLEAN" => {
             let terms = Terms { parent: Some(turn.job()), ..Terms::default() };
             enqueue_as(&mut tx, workspace, &Extract { attachment: id }, &terms).await?;
         }
-        "INFECTED" => {
+        (verdict, None) => {
             let text =
-                format!("{} found {}", verdict.engine, verdict.signature.as_deref().unwrap_or("a signature"));
-            outcomes::quarantine(&mut tx, id, Reason { code: "infected", text: &text }).await?;
+                verdict.as_ref().and_then(|v| v.detail.as_deref()).unwrap_or("it could not be scanned");
+            outcomes::fail(&mut tx, id, Reason { code: "unscannable", text }).await?;
         }
-        "UNSCANNABLE" => outcomes::fail(&mut tx, id, Reason { code: "unscannable", text: detail }).await?,
-        _ => outcomes::fail(&mut tx, id, Reason { code: "type_refused", text: detail }).await?,
     }
     turn.finish(tx).await
 }

@@ -147,9 +147,19 @@ pub struct Embed {
 pub struct Search {
     pub top_k: u32,
     pub candidates: u32,
+    pub fusion: Fusion,
+    pub alpha: f64,
     pub rrf_k: u32,
     pub ef_search: u32,
     pub per_document: u32,
+}
+
+/// How the dense and the lexical ranking become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fusion {
+    Convex,
+    ReciprocalRank,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -1,8 +1,7 @@
-//! The binary; what it can do is in the library.
+//! The `gristmill` program; what it can do is in the library.
+
+use clap::Parser;
 
 fn main() -> std::process::ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("extract-child") {
-        return gristmill::extract::child_main();
-    }
-    std::process::ExitCode::FAILURE
+    gristmill::cli::Command::parse().run()
 }

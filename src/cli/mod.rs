@@ -1,3 +1,125 @@
-//! (coming)
+//! The command line: every way in that needs no program of one's own.
 
 pub mod bench;
+mod demo;
+pub mod eval;
+mod house;
+mod ingest;
+mod operate;
+mod search;
+mod watch;
+
+use crate::config::{Config, LogFormat};
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use house::House;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The background worker of a chat product, inside its own Postgres.
+#[derive(Debug, Parser)]
+#[command(name = "gristmill", version, about, arg_required_else_help = true)]
+pub struct Command {
+    /// Settings in TOML; every key and its default stand in config/default.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Runs everything: services that are not configured, migrations, and the worker.
+    Up,
+    /// Runs the worker alone, against configured services.
+    Worker,
+    /// Brings the schema up to date, as the owner of the database.
+    Migrate,
+    /// Puts files, folders or URLs into a knowledge base and waits until they are searchable.
+    Ingest(operate::Ingest),
+    /// Asks the index: ranked passages with scores and citations.
+    Search(search::Search),
+    /// Removes attachments with their text, vectors and objects.
+    Forget(operate::Forget),
+    /// Queues a job, as `select gristmill.enqueue(…)` does.
+    Enqueue(operate::Enqueue),
+    /// Shows the newest jobs with their states and reasons.
+    Jobs(operate::Jobs),
+    /// From documents in a bucket to cited answers, on the embedded services.
+    Demo(demo::Demo),
+    /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
+    Eval(eval::run::Eval),
+    /// Measures extraction on a folder with a docs_manifest.jsonl: states, phrases, token F1.
+    EvalDocs(eval::docs::EvalDocs),
+    /// Measures speed, as ratios within one run.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    ExtractChild,
+}
+
+impl Command {
+    /// Runs the command to its end.
+    pub fn run(self) -> ExitCode {
+        if matches!(self.what, What::ExtractChild) {
+            return crate::extract::child_main();
+        }
+        let ran = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("no runtime")
+            .and_then(|runtime| runtime.block_on(self.dispatch()));
+        match ran {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("gristmill: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn dispatch(self) -> anyhow::Result<ExitCode> {
+        let mut settings = Config::load(self.config.as_deref())?;
+        if matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_))
+            && settings.log.filter == "gristmill=info,warn"
+        {
+            // These draw progress; only what goes wrong should break into it.
+            settings.log.filter = "error".into();
+        }
+        start_log(&settings)?;
+        if let What::Worker = self.what {
+            anyhow::ensure!(settings.database.url.is_some(), "set DATABASE_URL, or use `gristmill up`");
+        }
+        if let What::Migrate = self.what {
+            anyhow::ensure!(settings.database.url.is_some(), "set DATABASE_URL to the owner's address");
+        }
+        let house = House::open(settings).await?;
+        let ended = match self.what {
+            What::Up => operate::up(&house, true).await,
+            What::Worker => operate::up(&house, false).await,
+            What::Migrate => operate::migrate(&house).await,
+            What::Ingest(ingest) => ingest.run(&house).await,
+            What::Search(search) => search.run(&house).await,
+            What::Forget(forget) => forget.run(&house).await,
+            What::Enqueue(enqueue) => enqueue.run(&house).await,
+            What::Jobs(jobs) => jobs.run(&house).await,
+            What::Demo(demo) => demo.run(&house).await,
+            What::Eval(eval) => eval.run(&house).await,
+            What::EvalDocs(eval) => eval.run(&house).await,
+            What::Bench(bench) => bench.run(&house).await,
+            What::ExtractChild => Ok(ExitCode::FAILURE),
+        };
+        house.close().await?;
+        ended
+    }
+}
+
+fn start_log(settings: &Config) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log.filter).context("log.filter")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log.format {
+        LogFormat::Pretty => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}

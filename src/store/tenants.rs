@@ -1,7 +1,7 @@
-//! Workspaces as commands name them.
+//! Workspaces and knowledge bases as commands name them.
 
-use crate::domain::WorkspaceId;
-use sqlx::PgConnection;
+use crate::domain::{ToolId, WorkspaceId};
+use sqlx::{PgConnection, PgPool};
 
 /// The workspace of this name in the chat layer, made when it is new.
 pub async fn ensure_workspace(conn: &mut PgConnection, external_id: &str) -> sqlx::Result<WorkspaceId> {
@@ -13,4 +13,51 @@ pub async fn ensure_workspace(conn: &mut PgConnection, external_id: &str) -> sql
     .fetch_one(conn)
     .await
     .map(WorkspaceId)
+}
+
+/// The tenant's knowledge base of this name, made when it is new.
+pub async fn ensure_knowledge_base(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    name: &str,
+) -> sqlx::Result<ToolId> {
+    sqlx::query_scalar!(
+        r#"INSERT INTO gristmill.tools (workspace_id, name, type, effect, custom_config)
+           VALUES ($1, $2, 'custom', 'read', '{"McpType": "knowledgebase"}')
+           ON CONFLICT (workspace_id, name) DO UPDATE SET name = tools.name RETURNING id"#,
+        workspace.0,
+        name
+    )
+    .fetch_one(conn)
+    .await
+    .map(ToolId)
+}
+
+/// The tenant's knowledge base of this name.
+pub async fn find_knowledge_base(conn: &mut PgConnection, name: &str) -> sqlx::Result<Option<ToolId>> {
+    let id = sqlx::query_scalar!(
+        "SELECT id FROM gristmill.tools WHERE name = $1 AND mcp_type = 'knowledgebase'",
+        name
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(id.map(ToolId))
+}
+
+/// Removes the workspaces of this prefix but one, with all they hold; for the demo's own runs.
+pub async fn delete_older(db: &PgPool, prefix: &str, but: WorkspaceId) -> sqlx::Result<Vec<WorkspaceId>> {
+    let rows = sqlx::query_scalar!(
+        "DELETE FROM gristmill.workspaces WHERE starts_with(external_id, $1) AND id <> $2 RETURNING id",
+        prefix,
+        but.0
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(WorkspaceId).collect())
+}
+
+/// Removes a workspace with all its rows.
+pub async fn delete(db: &PgPool, workspace: WorkspaceId) -> sqlx::Result<()> {
+    sqlx::query!("DELETE FROM gristmill.workspaces WHERE id = $1", workspace.0).execute(db).await?;
+    Ok(())
 }

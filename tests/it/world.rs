@@ -3,6 +3,7 @@
 use gristmill::config::Config;
 use gristmill::context::Context;
 use gristmill::domain::{JobId, WorkspaceId};
+use gristmill::runtime::embedded_s3::EmbeddedS3;
 use gristmill::runtime::{Registry, Worker};
 use sqlx::{PgPool, Row};
 use std::sync::Arc;
@@ -23,6 +24,13 @@ pub struct World {
     pub workspace: WorkspaceId,
     /// The owner's pool: sees every tenant.
     pub admin: PgPool,
+    _folder: tempfile::TempDir,
+    _store: EmbeddedS3,
+}
+
+/// The binary that runs extraction children.
+pub fn program() -> std::path::PathBuf {
+    env!("CARGO_BIN_EXE_gristmill").into()
 }
 
 impl World {
@@ -30,12 +38,20 @@ impl World {
         Self::with(admin, settings()).await
     }
 
-    pub async fn with(admin: PgPool, settings: Config) -> anyhow::Result<Self> {
+    pub async fn with(admin: PgPool, mut settings: Config) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let store = EmbeddedS3::start(&folder.path().join("objects"), "key", "secret").await?;
+        settings.embedded.data_dir = folder.path().to_owned();
+        settings.objects.endpoint.clone_from(&store.endpoint);
+        settings.objects.access_key = Some("key".into());
+        settings.objects.secret_key = Some("secret".into());
         let options = (*admin.connect_options()).clone();
         let db = gristmill::store::pool(options, &settings.database.role, 8).await?;
         let mut conn = admin.acquire().await?;
         let workspace = gristmill::store::tenants::ensure_workspace(&mut conn, "acme").await?;
-        Ok(Self { ctx: Arc::new(Context { settings, db }), workspace, admin })
+        let embedder = gristmill::embed::Embedder::hashing(64);
+        let ctx = Context::with(settings, program(), db, embedder)?;
+        Ok(Self { ctx: Arc::new(ctx), workspace, admin, _folder: folder, _store: store })
     }
 
     /// Works until no job is due, running, or scheduled, then stops and checks for leaks.

@@ -152,6 +152,11 @@ impl Texts {
         Ok(Self(texts))
     }
 
+    /// The texts as one document, a paragraph each.
+    pub fn joined(&self) -> String {
+        self.0.iter().map(|text| text.text.as_str()).collect::<Vec<_>>().join("\n\n")
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -1,0 +1,90 @@
+//! The house a command runs in: the configured services, or the embedded ones.
+//!
+//! Without a database URL a real Postgres is started (or joined) under `embedded.data_dir`;
+//! without an S3 endpoint and keys an S3 server in this process serves a folder there.
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::runtime::embedded_pg::EmbeddedPostgres;
+use crate::runtime::embedded_s3::EmbeddedS3;
+use anyhow::Context as _;
+use secrecy::{ExposeSecret, SecretString};
+use std::sync::Arc;
+
+/// The services, running, and the settings that lead to them.
+pub struct House {
+    pub settings: Config,
+    postgres: Option<EmbeddedPostgres>,
+    store: Option<EmbeddedS3>,
+}
+
+impl House {
+    /// Starts what is not configured; the schema is brought up to date when Postgres is ours.
+    pub async fn open(mut settings: Config) -> anyhow::Result<Self> {
+        let mut postgres = None;
+        if settings.database.url.is_none() {
+            let server = EmbeddedPostgres::start(&settings.embedded).await?;
+            settings.database.url = Some(SecretString::from(server.url.clone()));
+            postgres = Some(server);
+        }
+        let mut store = None;
+        if settings.objects.endpoint.is_empty() && settings.objects.access_key.is_none() {
+            // The server listens on this machine alone; each process has keys of its own.
+            let (access, secret) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
+            let server =
+                EmbeddedS3::start(&settings.embedded.data_dir.join("objects"), &access, &secret).await?;
+            settings.objects.endpoint = server.endpoint.clone();
+            settings.objects.access_key = Some(SecretString::from(access));
+            settings.objects.secret_key = Some(SecretString::from(secret));
+            store = Some(server);
+        }
+        let house = Self { settings, postgres, store };
+        if house.postgres.is_some() {
+            house.migrate().await?;
+        }
+        Ok(house)
+    }
+
+    /// Brings the schema up to date as the role that logs in; several at once are safe.
+    pub async fn migrate(&self) -> anyhow::Result<usize> {
+        let db = self.owner().await?;
+        let before = applied(&db).await;
+        crate::MIGRATOR.run(&db).await?;
+        let after = applied(&db).await;
+        db.close().await;
+        Ok(after - before)
+    }
+
+    /// A connection with the rights of whoever logs in, for what the worker's role may not do.
+    pub async fn owner(&self) -> anyhow::Result<sqlx::PgPool> {
+        let url = self.settings.database.url.as_ref().context("set DATABASE_URL")?.expose_secret();
+        Ok(sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(url).await?)
+    }
+
+    /// Opens the handles of jobs.
+    pub async fn context(&self) -> anyhow::Result<Arc<Context>> {
+        let program = std::env::current_exe().context("this program does not know its own path")?;
+        let ctx = Context::open(self.settings.clone(), program).await?;
+        if self.store.is_some() {
+            ctx.objects.ensure_bucket(&self.settings.objects.bucket).await?;
+        }
+        Ok(Arc::new(ctx))
+    }
+
+    /// Stops what was started here.
+    pub async fn close(self) -> anyhow::Result<()> {
+        if let Some(store) = self.store {
+            store.stop().await;
+        }
+        if let Some(postgres) = self.postgres {
+            postgres.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+async fn applied(db: &sqlx::PgPool) -> usize {
+    let count = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM gristmill._sqlx_migrations WHERE success");
+    // Before the first migration there is no ledger.
+    count.fetch_one(db).await.unwrap_or_default() as usize
+}

@@ -1,0 +1,208 @@
+//! The commands of everyday: run, migrate, ingest, forget, enqueue, look.
+
+use crate::cli::house::House;
+use crate::cli::{ingest, watch};
+use crate::domain::{AttachmentId, WorkspaceId};
+use crate::runtime::{Worker, every_kind};
+use crate::store::{jobs, tenants};
+use anyhow::Context as _;
+use clap::Args;
+use comfy_table::Table;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Works until a signal: the first lets jobs finish, the second does not.
+pub async fn up(house: &House, migrate: bool) -> anyhow::Result<ExitCode> {
+    if migrate {
+        house.migrate().await?;
+    }
+    let ctx = house.context().await?;
+    let worker = Worker::start(&ctx, every_kind)?;
+    tracing::info!(database = database(house), objects = house.settings.objects.endpoint, "working");
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+    tracing::info!("stopping: running jobs may finish; a second signal ends at once");
+    tokio::select! {
+        () = worker.stop() => Ok(ExitCode::SUCCESS),
+        _ = term.recv() => Ok(ExitCode::FAILURE),
+        _ = int.recv() => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The database without its password.
+fn database(house: &House) -> String {
+    use secrecy::ExposeSecret;
+    let url = house.settings.database.url.as_ref().map(|url| url.expose_secret().to_owned());
+    url.and_then(|url| url::Url::parse(&url).ok())
+        .map(|url| format!("{}:{}{}", url.host_str().unwrap_or("-"), url.port().unwrap_or(5432), url.path()))
+        .unwrap_or_default()
+}
+
+/// Runs the migrations and says how many were new.
+pub async fn migrate(house: &House) -> anyhow::Result<ExitCode> {
+    match house.migrate().await? {
+        0 => println!("the schema is up to date"),
+        n => println!("{n} migrations applied"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whose data a command works on.
+#[derive(Debug, Clone, Args)]
+pub struct Tenant {
+    /// The workspace, by the id the chat layer knows it by; made when it is new.
+    #[arg(long, default_value = "default")]
+    pub workspace: String,
+}
+
+impl Tenant {
+    pub async fn find(&self, house: &House) -> anyhow::Result<WorkspaceId> {
+        // The list of workspaces is the owner's: the worker's role sees one at a time.
+        let db = house.owner().await?;
+        let workspace = tenants::ensure_workspace(&mut *db.acquire().await?, &self.workspace).await?;
+        db.close().await;
+        Ok(workspace)
+    }
+}
+
+/// Arguments of `ingest`.
+#[derive(Debug, Args)]
+pub struct Ingest {
+    /// Files, folders or http(s) URLs.
+    #[arg(required = true)]
+    what: Vec<String>,
+    #[command(flatten)]
+    tenant: Tenant,
+    /// The knowledge base they belong to; made when it is new.
+    #[arg(long, value_name = "NAME")]
+    knowledge_base: Option<String>,
+    /// Queue and return; a worker that runs elsewhere does the work.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl Ingest {
+    pub async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
+        let workspace = self.tenant.find(house).await?;
+        let ctx = house.context().await?;
+        let mut tx = crate::store::tenant(&ctx.db, workspace).await?;
+        let knowledge_base = match &self.knowledge_base {
+            Some(name) => Some(tenants::ensure_knowledge_base(&mut tx, workspace, name).await?),
+            None => None,
+        };
+        tx.commit().await?;
+        let into = ingest::Into { workspace, knowledge_base };
+        let mut ids = Vec::new();
+        for what in &self.what {
+            if what.starts_with("http://") || what.starts_with("https://") {
+                ids.push(ingest::url(&ctx, into, what).await?);
+                continue;
+            }
+            for file in ingest::files_below(&[PathBuf::from(what)])? {
+                ids.push(ingest::file(&ctx, into, &file).await?);
+            }
+        }
+        if self.no_wait {
+            ids.iter().for_each(|id| println!("{id}"));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let worker = Worker::start(&ctx, every_kind)?;
+        let ended = watch::until_final(&ctx, workspace, &ids).await;
+        worker.stop().await;
+        let ended = ended?;
+        println!("{}", watch::table(&ended));
+        let failed = ended.iter().filter(|s| matches!(s.status.as_str(), "FAILED" | "QUARANTINED")).count();
+        Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    }
+}
+
+/// Arguments of `forget`.
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// Attachment ids.
+    #[arg(required = true)]
+    attachments: Vec<AttachmentId>,
+    #[command(flatten)]
+    tenant: Tenant,
+}
+
+impl Forget {
+    pub async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
+        let workspace = self.tenant.find(house).await?;
+        let ctx = house.context().await?;
+        let mut tx = crate::store::tenant(&ctx.db, workspace).await?;
+        let mut queued = Vec::new();
+        for id in self.attachments {
+            let forget = crate::jobs::Forget::Attachment(id);
+            queued.push(crate::queue::enqueue(&mut tx, workspace, &forget).await?.job());
+        }
+        tx.commit().await?;
+        let worker = Worker::start(&ctx, every_kind)?;
+        let ended = jobs::until_over(&ctx.db, &queued).await;
+        worker.stop().await;
+        println!("{}", jobs_table(&ended?));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Arguments of `enqueue`.
+#[derive(Debug, Args)]
+pub struct Enqueue {
+    /// The kind of job: fetch, scan, extract, embed, forget.
+    kind: String,
+    /// Its payload, a JSON object.
+    payload: String,
+    #[command(flatten)]
+    tenant: Tenant,
+    /// Jobs of one kind and key are one until it is over.
+    #[arg(long)]
+    key: Option<String>,
+}
+
+impl Enqueue {
+    pub async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
+        let payload = serde_json::from_str(&self.payload).context("the payload is no JSON")?;
+        let workspace = self.tenant.find(house).await?;
+        let db = crate::store::connect(&house.settings.database).await?;
+        let (job, new) = jobs::enqueue_raw(&db, workspace, &self.kind, &payload, self.key.as_deref()).await?;
+        println!("{job}{}", if new { "" } else { " (it was there already)" });
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Arguments of `jobs`.
+#[derive(Debug, Args)]
+pub struct Jobs {
+    /// Only jobs in this state: scheduled, waiting, running, parked, done, dead, cancelled.
+    #[arg(long)]
+    state: Option<String>,
+    #[arg(long, default_value_t = 20)]
+    limit: i64,
+}
+
+impl Jobs {
+    pub async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
+        let db = crate::store::connect(&house.settings.database).await?;
+        let state = self.state.map(|state| state.to_uppercase());
+        println!("{}", jobs_table(&jobs::newest(&db, state.as_deref(), self.limit).await?));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn jobs_table(rows: &[jobs::Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["job", "kind", "state", "attempts", "created", "reason"]);
+    for row in rows {
+        table.add_row([
+            row.id.to_string(),
+            row.kind.clone(),
+            row.state.clone(),
+            format!("{}/{}", row.attempts, row.max_attempts),
+            row.created_at.format("%F %T").to_string(),
+            row.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
