@@ -121,7 +121,8 @@ impl Walker<'_> {
         let tar_gz = shape == Shape::Tar && name.is_empty() && share.counted;
         share.capped &= !tar_gz;
         let manifest = scope == Scope::Office && name == "META-INF/manifest.xml";
-        let mut spool = if shape == Shape::Leaf { None } else { Some(tempfile::tempfile()?) };
+        let flat = matches!(shape, Shape::Leaf | Shape::Executable);
+        let mut spool = if flat { None } else { Some(tempfile::tempfile()?) };
         let mut sieve = self.rules.sieve();
         let mut size = 0;
         while filled > 0 {

@@ -1,0 +1,5 @@
+//! The one integration binary.
+
+mod fetch;
+mod objects;
+mod scan;
