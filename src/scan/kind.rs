@@ -62,7 +62,8 @@ pub(super) fn shape(head: &[u8]) -> Shape {
         b"\x04\x22\x4d\x18",
     ];
     let bzip_or_no_text = |mark: &[u8]| mark != b"BZh" || head.get(4..10) == Some(b"1AY&SY");
-    if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") || head.starts_with(b"PK\x07\x08") {
+    const ZIP: [&[u8]; 4] = [b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"PK00PK\x03\x04"];
+    if ZIP.iter().any(|mark| head.starts_with(mark)) {
         Shape::Zip
     } else if head.starts_with(b"\x1f\x8b\x08") {
         Shape::Gz

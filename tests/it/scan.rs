@@ -175,9 +175,18 @@ fn nested(depth: u32) -> Vec<u8> {
     (0..depth).fold(b"the core".to_vec(), |inner, _| zip_of(&[("inner.zip", &inner)]))
 }
 
-/// Pieces that compress a little, so that the ratio stays silent.
+/// Bytes that do not compress, so that the ratio stays silent; the same every time.
 fn dense(size: usize) -> Vec<u8> {
-    (0..size as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(size);
+    bytes
 }
 
 fn peak_kib() -> u64 {
@@ -190,7 +199,8 @@ fn peak_kib() -> u64 {
 async fn bombs_are_unscannable_in_bounded_time_and_memory() {
     let block = dense(40 << 20);
     let bombs = [
-        ("zeros.zip", zeros_in_zip(1 << 30), "ratio"),
+        ("zeros.zip", zeros_in_zip(1 << 30), "member_bytes"),
+        ("fewer.zip", zeros_in_zip(48 << 20), "ratio"),
         ("members.zip", many_members(10_050), "members"),
         ("nested.zip", nested(10), "nesting"),
         ("zeros.gz", gz_of(&vec![0; 64 << 20]), "ratio"),
@@ -268,6 +278,9 @@ fn corpus() -> Option<PathBuf> {
     ["../shared/data", "../../shared/data"].iter().map(|p| root.join(p)).find(|p| p.is_dir())
 }
 
+/// Packed by PKZIP's "implode" of 1989, which neither we nor the extractor unpack.
+const UNREADABLE: [&str; 1] = ["docs/tika/moby.zip"];
+
 #[tokio::test]
 async fn honest_documents_of_the_corpus_are_not_flagged() {
     let Some(corpus) = corpus() else {
@@ -291,7 +304,7 @@ async fn honest_documents_of_the_corpus_are_not_flagged() {
             "corpus\t{expect}\t{file}\t{}\t{:?}\t{:?}",
             report.detected_mime, report.outcome, report.limits_hit
         );
-        if expect == "text" && report.outcome != Outcome::Clean {
+        if expect == "text" && !UNREADABLE.contains(&file) && report.outcome != Outcome::Clean {
             wrong.push((file.to_owned(), report.outcome));
         }
     }

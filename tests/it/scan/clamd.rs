@@ -219,7 +219,7 @@ async fn what_a_real_clamd_calls_ok_without_looking_is_still_not_clean() {
     hidden.extend(eicar());
     let deep = report(&scanner, &zip_of(&[("hidden", &hidden)]), "a.zip").await;
     assert_ne!(deep.outcome, Outcome::Clean);
-    let zeros = report(&scanner, &zeros_in_zip(1 << 30), "b.zip").await;
+    let zeros = report(&scanner, &zeros_in_zip(128 << 20), "b.zip").await;
     assert!(matches!(zeros.outcome, Outcome::Unscannable { .. }), "{:?}", zeros.outcome);
     // Above its StreamMaxLength it refuses in the middle of the stream.
     let long = report(&scanner, &dense(30 << 20), "c.bin").await;
