@@ -126,8 +126,7 @@ impl Fetcher {
             return Err(Refusal::Credentials);
         }
         let address: IpAddr = match url.host() {
-            None => return Err(Refusal::NoHost),
-            Some(Host::Domain("")) => return Err(Refusal::NoHost),
+            None | Some(Host::Domain("")) => return Err(Refusal::NoHost),
             Some(Host::Domain(_)) => return Ok(()),
             Some(Host::Ipv4(address)) => address.into(),
             Some(Host::Ipv6(address)) => address.into(),

@@ -87,6 +87,20 @@ fn script(lower: &str) -> Option<(&'static str, Family)> {
 }
 
 fn markup(lower: &str) -> (&'static str, Family) {
+    const HTML: [&str; 12] = [
+        "<!doctype html",
+        "<html",
+        "<head",
+        "<body",
+        "<title",
+        "<meta",
+        "<table",
+        "<div",
+        "<p>",
+        "<script",
+        "<h1",
+        "<style",
+    ];
     let mut rest = lower;
     // Declarations and comments stand before the root element.
     loop {
@@ -106,20 +120,6 @@ fn markup(lower: &str) -> (&'static str, Family) {
             None => break,
         }
     }
-    const HTML: [&str; 12] = [
-        "<!doctype html",
-        "<html",
-        "<head",
-        "<body",
-        "<title",
-        "<meta",
-        "<table",
-        "<div",
-        "<p>",
-        "<script",
-        "<h1",
-        "<style",
-    ];
     if rest.starts_with("<svg") {
         ("image/svg+xml", Family::Markup)
     } else if HTML.iter().any(|tag| rest.starts_with(tag)) {

@@ -76,6 +76,37 @@ fn pdf_with(stream: &[u8], filter: &str) -> Vec<u8> {
     [dictionary.as_bytes(), stream, b"\nendstream\nendobj\ntrailer << /Root 1 0 R >>\n%%EOF\n"].concat()
 }
 
+fn mail_with(attachment: &[u8]) -> Vec<u8> {
+    let encoded = aws_smithy_types::base64::encode(attachment);
+    let lines: Vec<&str> = encoded.as_bytes().chunks(76).map(|l| std::str::from_utf8(l).unwrap()).collect();
+    format!(
+        "From: a@x.test\r\nTo: b@x.test\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=B\r\n\r\n\
+         --B\r\n\r\nhello\r\n--B\r\nContent-Type: application/octet-stream\r\n\
+         Content-Transfer-Encoding: base64\r\n\r\n{}\r\n--B--\r\n",
+        lines.join("\r\n")
+    )
+    .into_bytes()
+}
+
+/// A VBA project with one module: its source packed as literals alone.
+fn macros_with(source: &str) -> Vec<u8> {
+    let source = format!("Attribute VB_Name = \"M\"\r\n{source}");
+    let mut chunk = Vec::new();
+    for eight in source.as_bytes().chunks(8) {
+        chunk.push(0);
+        chunk.extend_from_slice(eight);
+    }
+    let header = 0xb000_u16 | (chunk.len() as u16 - 1);
+    let mut project = cfb::CompoundFile::create(std::io::Cursor::new(Vec::new())).unwrap();
+    project.create_storage("/VBA").unwrap();
+    let mut module = project.create_stream("/VBA/M").unwrap();
+    module.write_all(b"performance cache\x01").unwrap();
+    module.write_all(&header.to_le_bytes()).unwrap();
+    module.write_all(&chunk).unwrap();
+    drop(module);
+    project.into_inner().into_inner()
+}
+
 fn write(bytes: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
@@ -107,6 +138,8 @@ fn infected() -> Vec<(&'static str, Vec<u8>)> {
         ("in.docx", docx_with(&eicar)),
         ("in.pdf", pdf_with(&zlib_of(&eicar), "/FlateDecode")),
         ("twice.pdf", pdf_with(&zlib_of(&zlib_of(&eicar)), "[/FlateDecode /FlateDecode]")),
+        ("attached.eml", mail_with(&eicar)),
+        ("attached.zip.eml", mail_with(&zip)),
         ("pdf.zip", zip_of(&[("a.pdf", &pdf_with(&zlib_of(&eicar), "/FlateDecode"))])),
     ]
 }
@@ -152,6 +185,18 @@ async fn a_program_inside_of_a_document_is_infected() {
     assert_eq!(archive.outcome, Outcome::Clean, "an archive may hold programs: none is run");
 }
 
+#[tokio::test]
+async fn a_macro_that_starts_itself_and_a_shell_is_infected_and_others_are_not() {
+    let evil = "Sub AutoOpen()\r\n CreateObject(\"WScript.Shell\").Run \"calc\"\r\nEnd Sub\r\n";
+    let tame = "Sub AutoOpen()\r\n MsgBox \"welcome\"\r\nEnd Sub\r\n";
+    for (source, infected) in [(evil, true), (tame, false)] {
+        for (name, bytes) in [("a.docm", docx_with(&macros_with(source))), ("a.doc", macros_with(source))] {
+            let outcome = report(&own(), &bytes, name).await.outcome;
+            assert_eq!(matches!(outcome, Outcome::Infected { .. }), infected, "{name}: {outcome:?}");
+        }
+    }
+}
+
 /// Streams zeros into a zip member without holding them.
 fn zeros_in_zip(size: u64) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
@@ -189,10 +234,19 @@ fn dense(size: usize) -> Vec<u8> {
     bytes
 }
 
-fn peak_kib() -> u64 {
+/// Resident memory now and at its peak since the last reset, in KiB.
+fn memory() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default().to_owned();
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+    let field = |name: &str| {
+        let line = status.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+fn reset_peak() {
+    // Where the kernel does not let us, the peak stays that of making the bombs: see below.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 #[tokio::test]
@@ -224,18 +278,21 @@ async fn bombs_are_unscannable_in_bounded_time_and_memory() {
             "ratio",
         ),
     ];
-    let before = peak_kib();
     for (name, bytes, limit) in bombs {
-        let begin = Instant::now();
-        let report = report(&own(), &bytes, name).await;
+        let file = write(&bytes);
+        drop(bytes);
+        let claims = Claims { name: Some(name.to_owned()), mime: None };
+        reset_peak();
+        let (begin, (before, _)) = (Instant::now(), memory());
+        let report = own().scan(file.path(), &claims).await.unwrap();
+        let (taken, grown) = (begin.elapsed(), memory().1.saturating_sub(before));
         assert!(matches!(report.outcome, Outcome::Unscannable { .. }), "{name}: {:?}", report.outcome);
         assert_eq!(report.limits_hit, [limit], "{name}");
-        assert!(begin.elapsed() < Duration::from_secs(10), "{name}: {:?}", begin.elapsed());
-        eprintln!("{name}: {} bytes, {:?}", bytes.len(), begin.elapsed());
+        assert!(taken < Duration::from_secs(10), "{name}: {taken:?}");
+        // Tests beside this one breathe too; holding what is inflated would take 200 MiB.
+        assert!(grown < 128 * 1024, "{name}: scanning took {grown} KiB");
+        eprintln!("{name}: {taken:?}, {grown} KiB");
     }
-    // The bombs themselves were made before; what is measured is what scanning adds.
-    let grown = peak_kib().saturating_sub(before);
-    assert!(grown < 64 * 1024, "scanning took {grown} KiB");
 }
 
 #[tokio::test]
