@@ -110,11 +110,7 @@ impl Fetcher {
                 return Err(Refusal::TooManyRedirects { limit: self.max_redirects }.into());
             }
             hops += 1;
-            let next = target(&url, response.headers())?;
-            if url.scheme() == "https" && next.scheme() == "http" {
-                return Err(Refusal::Downgrade.into());
-            }
-            url = next;
+            url = target(&url, response.headers())?;
         };
         let response = accept(response)?;
         self.save(response, &url, into).await
@@ -130,8 +126,7 @@ impl Fetcher {
             return Err(Refusal::Credentials);
         }
         let address: IpAddr = match url.host() {
-            None => return Err(Refusal::NoHost),
-            Some(Host::Domain("")) => return Err(Refusal::NoHost),
+            None | Some(Host::Domain("")) => return Err(Refusal::NoHost),
             Some(Host::Domain(_)) => return Ok(()),
             Some(Host::Ipv4(address)) => address.into(),
             Some(Host::Ipv6(address)) => address.into(),
@@ -175,9 +170,14 @@ impl Fetcher {
     }
 }
 
+/// Where a redirect leads; never from https down to http.
 fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refusal> {
     let location = headers.get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
-    from.join(location.ok_or(Refusal::BadRedirect)?).map_err(|_| Refusal::BadRedirect)
+    let next = from.join(location.ok_or(Refusal::BadRedirect)?).map_err(|_| Refusal::BadRedirect)?;
+    if from.scheme() == "https" && next.scheme() == "http" {
+        return Err(Refusal::Downgrade);
+    }
+    Ok(next)
 }
 
 /// Sorts the status; only 200 carries the file (206 would be a piece of one).

@@ -74,16 +74,8 @@ fn percent_decoded(text: &str) -> String {
     while let Some((&first, tail)) = rest.split_first() {
         let code = (first == b'%').then(|| tail.get(..2)).flatten();
         let value = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
-        match value {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
+        bytes.push(value.unwrap_or(first));
+        rest = if value.is_some() { &tail[2..] } else { tail };
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

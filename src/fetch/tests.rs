@@ -113,3 +113,17 @@ fn retry_after_is_read_as_seconds_or_date_and_capped() {
     assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
     assert_eq!(retry_after("soon"), None);
 }
+
+#[test]
+fn a_redirect_from_https_to_http_is_refused() {
+    let led = |from: &str, location: &str| {
+        let headers = HeaderMap::from_iter([(LOCATION, location.parse().unwrap())]);
+        target(&Url::parse(from).unwrap(), &headers).map(|url| url.to_string())
+    };
+    assert_eq!(led("https://a.test/x", "http://a.test/x"), Err(Refusal::Downgrade));
+    assert_eq!(led("https://a.test/x/y", "../z"), Ok("https://a.test/z".to_owned()));
+    assert_eq!(led("http://a.test/x", "//b.test/"), Ok("http://b.test/".to_owned()));
+    assert_eq!(led("http://a.test/x", "http://[bad"), Err(Refusal::BadRedirect));
+    let none = target(&Url::parse("http://a.test/").unwrap(), &HeaderMap::new());
+    assert_eq!(none, Err(Refusal::BadRedirect));
+}

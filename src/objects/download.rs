@@ -7,6 +7,8 @@
 use super::error::from_sdk;
 use super::{ObjectError, Objects};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::types::ChecksumMode;
+use aws_smithy_types::base64;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::time::Duration;
@@ -77,6 +79,8 @@ struct Landing {
     total: Option<u64>,
     /// The pinned etag, or that of the first answer.
     etag: Option<String>,
+    /// The store's own sha256 (base64), which a resumed body is not checked against by the SDK.
+    promised: Option<String>,
 }
 
 impl Objects {
@@ -90,6 +94,7 @@ impl Objects {
             written: 0,
             total: None,
             etag: pin.etag.clone(),
+            promised: None,
         };
         let mut resumes = 0;
         loop {
@@ -112,11 +117,11 @@ impl Objects {
             }
         }
         landing.file.flush().await?;
-        Ok(Landed {
-            size: landing.written,
-            sha256: hex::encode(landing.hasher.finalize()),
-            etag: landing.etag,
-        })
+        let sha256 = landing.hasher.finalize();
+        if landing.promised.is_some_and(|promised| promised != base64::encode(sha256)) {
+            return Err(ObjectError::Corrupt);
+        }
+        Ok(Landed { size: landing.written, sha256: hex::encode(sha256), etag: landing.etag })
     }
 
     /// One request: from where the landing stands to the end, or to the next break.
@@ -127,7 +132,8 @@ impl Objects {
             .bucket(&pin.bucket)
             .key(&pin.key)
             .set_if_match(landing.etag.clone())
-            .set_version_id(pin.version_id.clone());
+            .set_version_id(pin.version_id.clone())
+            .checksum_mode(ChecksumMode::Enabled);
         if landing.written > 0 {
             wish = wish.range(format!("bytes={}-", landing.written));
         }
@@ -179,6 +185,8 @@ impl Objects {
             return Err(Broken::Final(ObjectError::TooLarge { size: length, limit: self.max_bytes }));
         }
         landing.total = length;
+        // With parts it is a checksum of checksums, marked by their count.
+        landing.promised = answer.checksum_sha256().filter(|sum| !sum.contains('-')).map(str::to_owned);
         Ok(())
     }
 

@@ -65,11 +65,13 @@ where
         (Some(404), _) => ObjectError::Missing,
         (Some(401 | 403), _) => ObjectError::Denied,
         (Some(412), _) => ObjectError::Changed { expected: None, found: None },
-        (Some(408 | 409 | 429 | 500..), _) => ObjectError::Unavailable { status, detail: detail() },
         (None, SdkError::ConstructionFailure(_)) => {
             ObjectError::Rejected { status, code: None, detail: detail() }
         }
-        (None, _) | (Some(..300), _) => ObjectError::Unavailable { status, detail: detail() },
+        // A 2xx that could not be read is the connection's fault.
+        (None | Some(..300 | 408 | 409 | 429 | 500..), _) => {
+            ObjectError::Unavailable { status, detail: detail() }
+        }
         (Some(_), _) => ObjectError::Rejected { status, code: code.map(str::to_owned), detail: detail() },
     }
 }

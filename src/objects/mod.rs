@@ -65,29 +65,7 @@ impl Objects {
 
     /// As [`Objects::new`], with other limits on waiting and resuming.
     pub fn with_patience(settings: &config::Objects, patience: Patience) -> Result<Self, ObjectError> {
-        let builder = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(settings.region.clone()))
-            .force_path_style(settings.path_style)
-            .http_client(
-                Builder::new()
-                    .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-                    .build_https(),
-            )
-            // Many servers that are not AWS stumble over checksum trailers nobody asked for;
-            // uploads carry a sha256 or md5 of their own (see `upload`).
-            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            // `download` has its own, tighter idea of a stall.
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .retry_config(
-                RetryConfig::standard().with_max_attempts(4).with_initial_backoff(Duration::from_millis(150)),
-            )
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(5))
-                    .read_timeout(patience.answer)
-                    .build(),
-            );
+        let builder = wire(settings, &patience);
         let builder = match (&settings.access_key, &settings.secret_key) {
             (Some(access), Some(secret)) => builder.credentials_provider(Credentials::new(
                 access.expose_secret(),
@@ -182,4 +160,31 @@ impl Objects {
             },
         }
     }
+}
+
+/// Everything about the connection but its rights and its address.
+fn wire(settings: &config::Objects, patience: &Patience) -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(settings.region.clone()))
+        .force_path_style(settings.path_style)
+        .http_client(
+            Builder::new()
+                .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+                .build_https(),
+        )
+        // Many servers that are not AWS stumble over checksum trailers nobody asked for;
+        // uploads carry a sha256 or md5 of their own (see `upload`).
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        // `download` has its own, tighter idea of a stall.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .retry_config(
+            RetryConfig::standard().with_max_attempts(4).with_initial_backoff(Duration::from_millis(150)),
+        )
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(Duration::from_secs(5))
+                .read_timeout(patience.answer)
+                .build(),
+        )
 }

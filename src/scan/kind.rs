@@ -41,6 +41,8 @@ pub(super) enum Shape {
     Tar,
     Pdf,
     Ole,
+    /// Told by `detect` alone: a first piece does not make a mail.
+    Mail,
     /// An archive whose packing is not known here: 7z, rar, bzip2, xz, zstd.
     OtherArchive,
     Executable,
@@ -53,6 +55,7 @@ const fn kind(mime: &'static str, family: Family) -> Kind {
 
 /// The outer shape, from a file's first bytes.
 pub(super) fn shape(head: &[u8]) -> Shape {
+    const ZIP: [&[u8]; 4] = [b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"PK00PK\x03\x04"];
     const OTHER: [&[u8]; 6] = [
         b"7z\xbc\xaf\x27\x1c",
         b"Rar!\x1a\x07",
@@ -62,7 +65,7 @@ pub(super) fn shape(head: &[u8]) -> Shape {
         b"\x04\x22\x4d\x18",
     ];
     let bzip_or_no_text = |mark: &[u8]| mark != b"BZh" || head.get(4..10) == Some(b"1AY&SY");
-    if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") || head.starts_with(b"PK\x07\x08") {
+    if ZIP.iter().any(|mark| head.starts_with(mark)) {
         Shape::Zip
     } else if head.starts_with(b"\x1f\x8b\x08") {
         Shape::Gz
@@ -85,11 +88,10 @@ pub(super) fn shape(head: &[u8]) -> Shape {
 fn executable(head: &[u8]) -> Option<&'static str> {
     let machine = match head {
         [0x7f, b'E', b'L', b'F', ..] => "application/x-executable",
-        [0xfe, 0xed, 0xfa, 0xce | 0xcf, ..] | [0xce | 0xcf, 0xfa, 0xed, 0xfe, ..] => {
-            "application/x-mach-binary"
-        }
-        // A fat Mach-O or a Java class: both run.
-        [0xca, 0xfe, 0xba, 0xbe, ..] => "application/x-mach-binary",
+        // The last is a fat Mach-O or a Java class: both run.
+        [0xfe, 0xed, 0xfa, 0xce | 0xcf, ..]
+        | [0xce | 0xcf, 0xfa, 0xed, 0xfe, ..]
+        | [0xca, 0xfe, 0xba, 0xbe, ..] => "application/x-mach-binary",
         [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => "application/wasm",
         [b'd', b'e', b'x', b'\n', b'0', b'3', ..] => "application/vnd.android.dex",
         // Two letters begin many honest texts; a DOS header is not text.
@@ -123,9 +125,10 @@ pub(super) fn detect(file: &mut File, max_members: u64) -> io::Result<(Kind, Sha
             kind(executable(&head).unwrap_or("application/x-executable"), Family::Executable)
         }
         Shape::Pdf => kind("application/pdf", Family::Pdf),
-        Shape::Leaf => leaf(&head),
+        Shape::Leaf | Shape::Mail => leaf(&head),
     };
-    Ok((kind, shape))
+    let mail = kind.family == Family::Email;
+    Ok((kind, if mail { Shape::Mail } else { shape }))
 }
 
 fn leaf(head: &[u8]) -> Kind {

@@ -9,6 +9,7 @@ mod budget;
 mod claim;
 mod clamd;
 mod kind;
+mod mail;
 mod ole;
 mod pdf;
 mod rules;

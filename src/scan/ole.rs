@@ -101,7 +101,7 @@ fn inflate_chunk(mut chunk: &[u8], out: &mut Vec<u8>) {
                 return;
             }
             match chunk {
-                [byte, tail @ ..] if flags >> bit & 1 == 0 => {
+                [byte, tail @ ..] if (flags >> bit) & 1 == 0 => {
                     out.push(*byte);
                     chunk = tail;
                 }

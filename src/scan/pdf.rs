@@ -5,8 +5,8 @@
 //! inflate to more than any ceiling, honestly.
 
 use super::budget::{Halt, Share};
-use super::rules::Scope;
-use super::unpack::{PIECE, Walker};
+use super::rules::{Scope, Sieve};
+use super::unpack::{PIECE, Walker, feed_all};
 use flate2::read::ZlibDecoder;
 use memchr::memmem;
 use std::fs::File;
@@ -15,7 +15,9 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 const KEYWORD: &[u8] = b"stream";
 /// How far before the keyword its dictionary is searched.
 const DICTIONARY: usize = 2 << 10;
+/// How much of one picture is looked at, and of all of them together.
 const PICTURE_BYTES: u64 = 1 << 20;
+const PICTURES_BYTES: u64 = 256 << 20;
 
 /// Where a stream's bytes begin, and what its dictionary says.
 struct Found {
@@ -30,39 +32,16 @@ pub(super) fn streams(walker: &mut Walker<'_>, file: &mut File) -> Result<(), Ha
         walker.notes.push("pdf_encrypted");
     }
     let mut sieve = walker.rules.sieve();
-    file.rewind()?;
-    let mut piece = vec![0; PIECE];
-    loop {
-        let n = file.read(&mut piece)?;
-        if n == 0 {
-            break;
+    feed_all(&mut sieve, file)?;
+    let mut pictures = 0;
+    for stream in &found {
+        if stream.picture && pictures > PICTURES_BYTES {
+            walker.notes.push("pdf_pictures");
+            continue;
         }
-        sieve.feed(&piece[..n]);
-    }
-    for stream in found {
-        file.seek(SeekFrom::Start(stream.at))?;
-        let once = ZlibDecoder::new(BufReader::new(&mut *file));
         sieve.next_stream();
-        let (share, mut size, mut twice) =
-            (Share { packed: None, counted: !stream.picture, capped: !stream.picture }, 0, None);
-        let mut reader: Box<dyn Read> = Box::new(once);
-        // Broken streams end early; readers of PDF shrug at them, and so do we.
-        while let Ok(n) = reader.read(&mut piece) {
-            if n == 0 || (stream.picture && size > PICTURE_BYTES) {
-                break;
-            }
-            size += n as u64;
-            walker.budget.bytes(n as u64, size, &share)?;
-            let first = twice.is_none();
-            if *twice.get_or_insert_with(|| is_zlib(&piece[..n])) && first {
-                // Flate over Flate: begin again, one layer deeper.
-                drop(reader);
-                file.seek(SeekFrom::Start(stream.at))?;
-                reader = Box::new(ZlibDecoder::new(ZlibDecoder::new(BufReader::new(&mut *file))));
-                continue;
-            }
-            sieve.feed(&piece[..n]);
-        }
+        let size = one(walker, file, &mut sieve, stream)?;
+        pictures += if stream.picture { size } else { 0 };
         if let Some(name) = sieve.verdict(Scope::Pdf) {
             return Err(Halt::Found(name.to_owned()));
         }
@@ -71,6 +50,38 @@ pub(super) fn streams(walker: &mut Walker<'_>, file: &mut File) -> Result<(), Ha
         Some(name) => Err(Halt::Found(name.to_owned())),
         None => Ok(()),
     }
+}
+
+/// One stream, through one layer of Flate or two; answers how much it held.
+fn one(walker: &mut Walker<'_>, file: &mut File, sieve: &mut Sieve<'_>, stream: &Found) -> Result<u64, Halt> {
+    let share = Share { packed: None, counted: !stream.picture, capped: !stream.picture };
+    let mut piece = vec![0; PIECE];
+    let mut size = 0;
+    for layers in 1..=2 {
+        file.seek(SeekFrom::Start(stream.at))?;
+        let once = ZlibDecoder::new(BufReader::new(&mut *file));
+        let mut reader: Box<dyn Read> =
+            if layers == 1 { Box::new(once) } else { Box::new(ZlibDecoder::new(once)) };
+        let (mut begun, mut layered) = (false, false);
+        // Broken streams end early; readers of PDF shrug at them, and so do we.
+        while let Ok(n) = reader.read(&mut piece) {
+            if n == 0 || (stream.picture && size > PICTURE_BYTES) {
+                break;
+            }
+            size += n as u64;
+            walker.budget.bytes(n as u64, size, &share)?;
+            layered = !begun && layers == 1 && is_zlib(&piece[..n]);
+            if layered {
+                break;
+            }
+            begun = true;
+            sieve.feed(&piece[..n]);
+        }
+        if !layered {
+            break;
+        }
+    }
+    Ok(size)
 }
 
 /// Every place where zlib data follows the keyword, and whether the document is encrypted.
@@ -124,7 +135,7 @@ fn is_zlib(bytes: &[u8]) -> bool {
         [cmf, flags, ..] => {
             cmf & 0x0f == 8
                 && cmf >> 4 <= 7
-                && (u16::from(*cmf) << 8 | u16::from(*flags)) % 31 == 0
+                && ((u16::from(*cmf) << 8) | u16::from(*flags)) % 31 == 0
                 && flags & 0x20 == 0
         }
         _ => false,

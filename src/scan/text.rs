@@ -87,24 +87,6 @@ fn script(lower: &str) -> Option<(&'static str, Family)> {
 }
 
 fn markup(lower: &str) -> (&'static str, Family) {
-    let mut rest = lower;
-    // Declarations and comments stand before the root element.
-    loop {
-        rest = rest.trim_start();
-        let end = if rest.starts_with("<!--") {
-            rest.find("-->").map(|at| at + 3)
-        } else if rest.starts_with("<?") {
-            rest.find("?>").map(|at| at + 2)
-        } else if rest.starts_with("<!doctype") && !rest.starts_with("<!doctype html") {
-            rest.find('>').map(|at| at + 1)
-        } else {
-            None
-        };
-        match end {
-            Some(at) => rest = &rest[at..],
-            None => break,
-        }
-    }
     const HTML: [&str; 12] = [
         "<!doctype html",
         "<html",
@@ -119,6 +101,25 @@ fn markup(lower: &str) -> (&'static str, Family) {
         "<h1",
         "<style",
     ];
+    let mut rest = lower;
+    // Declarations and comments stand before the root element.
+    loop {
+        rest = rest.trim_start();
+        let end = if rest.starts_with("<!--") {
+            rest.find("-->").map(|at| at + 3)
+        } else if rest.starts_with("<?") {
+            rest.find("?>").map(|at| at + 2)
+        } else if rest.starts_with("<!doctype") && !rest.starts_with("<!doctype html") {
+            // Its declarations may be longer than what is looked at here.
+            return ("application/xml", Family::Markup);
+        } else {
+            None
+        };
+        match end {
+            Some(at) => rest = &rest[at..],
+            None => break,
+        }
+    }
     if rest.starts_with("<svg") {
         ("image/svg+xml", Family::Markup)
     } else if HTML.iter().any(|tag| rest.starts_with(tag)) {
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn texts_of_many_kinds_are_told_apart() {
-        let table: [(&[u8], &str); 22] = [
+        let table: [(&[u8], &str); 23] = [
             (b"hello there", "text/plain"),
             (b"<!DOCTYPE html><p>x", "text/html"),
             (b"  \n<HTML><body>", "text/html"),
@@ -196,6 +197,7 @@ mod tests {
             (b"<?xml version='1.0'?>\n<svg width='1'/>", "image/svg+xml"),
             (b"<?xml version='1.0'?><a/>", "application/xml"),
             (b"<!DOCTYPE note SYSTEM 'x'><note>x</note>", "application/xml"),
+            (b"<!DOCTYPE bomb [\n<!ENTITY a 'x'>\n]><bomb/>", "application/xml"),
             (b"<note><to>x</to></note>", "application/xml"),
             (b"<3 is a heart", "text/plain"),
             (b"From: a@b\nSubject: x\n\nbody", "message/rfc822"),

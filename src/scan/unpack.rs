@@ -5,8 +5,8 @@
 
 use super::budget::{Budget, Halt, Limit, Share};
 use super::kind::{Shape, shape};
-use super::rules::{Rules, Scope};
-use super::{ole, pdf};
+use super::rules::{Rules, Scope, Sieve};
+use super::{mail, ole, pdf};
 use memchr::memmem;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -25,16 +25,8 @@ pub(super) struct Walker<'a> {
 impl Walker<'_> {
     /// The file itself: its raw bytes, then its inside.
     pub(super) fn file(&mut self, file: &mut File, shape: Shape, scope: Scope) -> Result<(), Halt> {
-        file.rewind()?;
         let mut sieve = self.rules.sieve();
-        let mut piece = vec![0; PIECE];
-        loop {
-            let n = file.read(&mut piece)?;
-            if n == 0 {
-                break;
-            }
-            sieve.feed(&piece[..n]);
-        }
+        feed_all(&mut sieve, file)?;
         if let Some(name) = sieve.verdict(scope) {
             return Err(Halt::Found(name.to_owned()));
         }
@@ -53,6 +45,7 @@ impl Walker<'_> {
             Shape::Tar => self.tar(file, depth, scope),
             Shape::Pdf => pdf::streams(self, file),
             Shape::Ole => ole::streams(self, file),
+            Shape::Mail => mail::attachments(self, file, depth),
             Shape::OtherArchive => Err(Halt::Opaque("packed in a way that is not looked into".to_owned())),
             Shape::Executable | Shape::Leaf => Ok(()),
         }
@@ -103,7 +96,7 @@ impl Walker<'_> {
     }
 
     /// One member: counted, looked at, and walked if it is a container.
-    fn member(
+    pub(super) fn member(
         &mut self,
         reader: &mut dyn Read,
         name: &str,
@@ -121,7 +114,8 @@ impl Walker<'_> {
         let tar_gz = shape == Shape::Tar && name.is_empty() && share.counted;
         share.capped &= !tar_gz;
         let manifest = scope == Scope::Office && name == "META-INF/manifest.xml";
-        let mut spool = if shape == Shape::Leaf { None } else { Some(tempfile::tempfile()?) };
+        let flat = matches!(shape, Shape::Leaf | Shape::Executable);
+        let mut spool = if flat { None } else { Some(tempfile::tempfile()?) };
         let mut sieve = self.rules.sieve();
         let mut size = 0;
         while filled > 0 {
@@ -148,8 +142,19 @@ impl Walker<'_> {
     }
 }
 
-/// Reads until the buffer is full or the reader ends. Rubbish after the last gzip member ends
-/// it as well: those bytes were looked at raw.
+/// The whole file, as it lies.
+pub(super) fn feed_all(sieve: &mut Sieve<'_>, file: &mut File) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    file.rewind()?;
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(()),
+            n => sieve.feed(&piece[..n]),
+        }
+    }
+}
+
+/// Reads until the buffer is full or the reader ends.
 fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
