@@ -179,7 +179,9 @@ impl Source {
             Ok(model) => model,
             Err(_) => by_code().ok_or_else(|| EmbedError::UnknownModel(settings.model.clone()))?.model,
         };
-        Ok(Self::Hub { model, cache: deps_dir.join("hub") })
+        // fastembed lets this variable decide where the hub's files lie, so it holds here too.
+        let cache = std::env::var_os("HF_HOME").map_or_else(|| deps_dir.join("hub"), PathBuf::from);
+        Ok(Self::Hub { model, cache })
     }
 
     fn session(&self, options: InitOptionsUserDefined) -> Result<TextEmbedding, EmbedError> {
