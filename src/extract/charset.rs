@@ -1,7 +1,7 @@
 //! Text files of any encoding, streamed: first what the bytes are, then their characters.
 
 use chardetng::{EncodingDetector, Iso2022JpDetection, Utf8Detection};
-use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
+use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE, WINDOWS_1252, X_MAC_CYRILLIC};
 use std::io::{self, Read, Seek, SeekFrom};
 
 const PIECE_BYTES: usize = 64 * 1024;
@@ -43,7 +43,20 @@ pub(super) fn detect(source: &mut (impl Read + Seek), is_markup: bool) -> io::Re
         }
     }
     source.into_inner().seek(SeekFrom::Start(0))?;
-    Ok(guesser.guess(None, Utf8Detection::Deny))
+    Ok(unless_macintosh(&head, guesser.guess(None, Utf8Detection::Deny)))
+}
+
+/// The guesser does not know the Cyrillic of old Macintoshes and calls it Western.
+fn unless_macintosh(head: &[u8], guess: &'static Encoding) -> &'static Encoding {
+    if guess != WINDOWS_1252 {
+        return guess;
+    }
+    let (text, _, _) = X_MAC_CYRILLIC.decode(head);
+    let letters = text.chars().filter(|c| c.is_alphabetic()).count();
+    let cyrillic = text.chars().filter(|c| matches!(c, '\u{400}'..='\u{4FF}')).count();
+    // A Western text would turn Cyrillic in its few accented letters only.
+    let is_cyrillic = cyrillic * 2 > letters && whatlang::detect(&text).is_some_and(|found| found.is_reliable());
+    if is_cyrillic { X_MAC_CYRILLIC } else { guess }
 }
 
 /// Hands the characters of `source` to `each`, piece by piece.
@@ -199,6 +212,11 @@ mod tests {
     fn an_undeclared_old_encoding_is_guessed() {
         let (bytes, _, _) = encoding_rs::WINDOWS_1251.encode(RUSSIAN);
         assert_eq!(decoded(&bytes, false).unwrap(), RUSSIAN);
+        let (bytes, _, _) = X_MAC_CYRILLIC.encode(RUSSIAN);
+        assert_eq!(decoded(&bytes, false).unwrap(), RUSSIAN);
+        let french = "À l'été, l'élève français était allé à l'école près de la forêt, où il a reçu un prix.";
+        let (bytes, _, _) = WINDOWS_1252.encode(french);
+        assert_eq!(decoded(&bytes, false).unwrap(), french);
     }
 
     #[test]

@@ -187,7 +187,11 @@ fn write(document: &ExtractedDocument, draft: &mut Draft) -> Result<(), Refusal>
         for page in pages {
             let title = titles.into_iter().flatten().find(|info| info.number == page.page_number);
             let label = page.sheet_name.as_deref().or_else(|| title?.title.as_deref());
-            draft.page(page.page_number, label, &polish::markdown(&page.content))?;
+            let text = polish::markdown(&page.content);
+            // A sheet's name says what its numbers are.
+            let named = page.sheet_name.as_deref().filter(|_| !text.starts_with("## "));
+            let heading = named.map(|name| format!("## {name}\n\n")).unwrap_or_default();
+            draft.page(page.page_number, label, &format!("{heading}{text}"))?;
         }
     } else {
         draft.block(&polish::markdown(&document.content))?;
