@@ -36,7 +36,7 @@ CREATE TABLE gristmill.attachments (
     UNIQUE (bucket, key),
     CONSTRAINT remote_names_its_source CHECK (origin <> 'REMOTE' OR source_url IS NOT NULL),
     CONSTRAINT failed_says_why CHECK ((status IN ('FAILED', 'QUARANTINED')) = (failure_code IS NOT NULL)),
-    CONSTRAINT stored_is_pinned CHECK (status NOT IN ('SCANNING', 'READY', 'ATTACHED', 'QUARANTINED')
+    CONSTRAINT stored_is_pinned CHECK (status NOT IN ('READY', 'ATTACHED', 'QUARANTINED')
                                        OR (size IS NOT NULL AND checksum_sha256 IS NOT NULL))
 );
 CREATE INDEX attachments_by_conversation ON gristmill.attachments (conversation_id, created_at);
