@@ -1,0 +1,4 @@
+//! The one integration binary: a module for each part of the worker.
+
+mod extract;
+mod hostile;
