@@ -1,7 +1,7 @@
 //! Text files of any encoding, streamed: first what the bytes are, then their characters.
 
 use chardetng::{EncodingDetector, Iso2022JpDetection, Utf8Detection};
-use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE, WINDOWS_1252, X_MAC_CYRILLIC};
+use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE, WINDOWS_1251, WINDOWS_1252, X_MAC_CYRILLIC};
 use std::io::{self, Read, Seek, SeekFrom};
 
 const PIECE_BYTES: usize = 64 * 1024;
@@ -46,17 +46,20 @@ pub(super) fn detect(source: &mut (impl Read + Seek), is_markup: bool) -> io::Re
     Ok(unless_macintosh(&head, guesser.guess(None, Utf8Detection::Deny)))
 }
 
-/// The guesser does not know the Cyrillic of old Macintoshes and calls it Western.
+/// The guesser does not know the Cyrillic of old Macintoshes, which shares most of its small
+/// letters with Windows but `я`: there it stands where Windows has a capital.
 fn unless_macintosh(head: &[u8], guess: &'static Encoding) -> &'static Encoding {
-    if guess != WINDOWS_1252 {
+    if guess != WINDOWS_1251 && guess != WINDOWS_1252 {
         return guess;
     }
-    let (text, _, _) = X_MAC_CYRILLIC.decode(head);
+    let (text, _, _) = WINDOWS_1251.decode(head);
+    let is_cyrillic = |c: char| matches!(c, '\u{400}'..='\u{4FF}');
     let letters = text.chars().filter(|c| c.is_alphabetic()).count();
-    let cyrillic = text.chars().filter(|c| matches!(c, '\u{400}'..='\u{4FF}')).count();
+    let cyrillic = text.chars().filter(|c| is_cyrillic(*c)).count();
+    let pairs = text.chars().zip(text.chars().skip(1));
+    let amid_a_word = pairs.filter(|(a, b)| is_cyrillic(*a) && a.is_lowercase() && *b == 'Я').count();
     // A Western text would turn Cyrillic in its few accented letters only.
-    let is_cyrillic = cyrillic * 2 > letters && whatlang::detect(&text).is_some_and(|found| found.is_reliable());
-    if is_cyrillic { X_MAC_CYRILLIC } else { guess }
+    if cyrillic * 2 > letters && amid_a_word > 0 { X_MAC_CYRILLIC } else { guess }
 }
 
 /// Hands the characters of `source` to `each`, piece by piece.
@@ -94,13 +97,13 @@ pub(super) fn decoded(bytes: &[u8], is_markup: bool) -> io::Result<String> {
 }
 
 /// True if bytes without a byte order mark look like text of any encoding: no NUL, or so
-/// many that it is UTF-16, and few controls.
+/// many that it is UTF-16, and not too many controls.
 pub(super) fn looks_like_text(head: &[u8]) -> bool {
     if Encoding::for_bom(head).is_some() || utf16_without_mark(head).is_some() {
         return true;
     }
     let odd = head.iter().filter(|b| matches!(b, 0..=8 | 14..=26 | 28..=31)).count();
-    odd * 50 <= head.len()
+    odd * 8 <= head.len()
 }
 
 /// Latin text in UTF-16 has a zero in every second byte and almost none in the others.

@@ -7,6 +7,7 @@ use super::pdf;
 use super::polish;
 use super::reader;
 use super::wire::Refusal;
+use super::wordml;
 use crate::domain::Syntax;
 use xberg::{
     ConcurrencyConfig, ContentFilterConfig, ExtractInput, ExtractedDocument, ExtractionConfig, OutputFormat,
@@ -49,6 +50,9 @@ pub(super) fn read(bytes: Vec<u8>, mime: &str, hint: &Hint, draft: &mut Draft) -
 /// Reads structured text; what xberg cannot parse is still text.
 pub(super) fn markup(bytes: &[u8], mime: &str, hint: &Hint, draft: &mut Draft) -> Result<(), Refusal> {
     let text = polish::declared_utf8(reader::characters(bytes)?);
+    if wordml::is_wordml(&text) {
+        return Ok(wordml::paragraphs(&text, draft)?);
+    }
     match extract(text.clone().into_bytes(), mime, hint) {
         Ok(document) if text.trim().is_empty() || !document.content.trim().is_empty() => {
             write(&document, draft)
@@ -232,8 +236,8 @@ fn write_children(document: &ExtractedDocument, draft: &mut Draft) -> Result<(),
     }
     for warning in &document.processing_warnings {
         // Warnings name a lost part as `Failed to extract '…': why`; pictures are no loss of text.
-        let lost =
-            warning.message.strip_prefix("Failed to extract '").and_then(|rest| rest.split_once("': "));
+        let lost = warning.message.strip_prefix("Failed to extract ").and_then(|rest| rest.split_once('\''));
+        let lost = lost.and_then(|(_, rest)| rest.split_once("': "));
         if let Some((name, why)) = lost
             && !why.contains("image/")
         {

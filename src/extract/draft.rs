@@ -153,7 +153,7 @@ impl Draft {
         } else if sealed.blank && only(Gap::Encrypted) {
             return Err(Refusal::Encrypted);
         } else if sealed.blank && !self.gaps.is_empty() {
-            return Err(Refusal::malformed(detail(&[], &self.gaps)));
+            return Err(Refusal::NothingRead { detail: detail(&[], &self.gaps) });
         } else if sealed.blank {
             Completeness::Empty
         } else if self.pictured.is_empty() && self.gaps.is_empty() {
@@ -217,7 +217,7 @@ fn two_letters(lang: whatlang::Lang) -> Option<&'static str> {
         ind=id ita=it jav=jv jpn=ja kan=kn kat=ka khm=km kor=ko lat=la lav=lv lit=lt mal=ml mar=mr \
         mkd=mk mya=my nep=ne nld=nl nob=nb ori=or pan=pa pes=fa pol=pl por=pt ron=ro rus=ru sin=si \
         slk=sk slv=sl sna=sn spa=es srp=sr swe=sv tam=ta tel=te tgl=tl tha=th tuk=tk tur=tr ukr=uk \
-        urd=ur uzb=uz vie=vi yid=yi";
+        urd=ur uzb=uz vie=vi yid=yi zul=zu";
     let code = lang.code();
     PAIRS
         .split_whitespace()

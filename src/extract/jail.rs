@@ -185,3 +185,50 @@ mod linux {
         Ok(rules)
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    /// What `jailed` finds in a thread of its own: the jail holds for a thread and its heirs.
+    fn within<T: Send + 'static>(jailed: impl FnOnce(Enforced) -> T + Send + 'static) -> T {
+        std::thread::spawn(|| jailed(enter(&Reach::Nothing))).join().unwrap()
+    }
+
+    #[test]
+    fn nothing_but_open_files_is_within_reach() {
+        let open = tempfile::NamedTempFile::new().unwrap();
+        let path = open.path().to_owned();
+        let (enforced, file, read, program, thread) = within(move |enforced| {
+            (
+                enforced,
+                open.as_file().metadata().is_ok(),
+                std::fs::read(&path),
+                std::process::Command::new("/bin/true").status(),
+                std::thread::spawn(|| 1).join(),
+            )
+        });
+        assert!(file && thread.is_ok());
+        if enforced.landlock {
+            assert_eq!(read.unwrap_err().kind(), ErrorKind::PermissionDenied);
+        }
+        if enforced.seccomp {
+            assert!(program.is_err());
+        }
+        assert!(enforced.seccomp || !cfg!(target_arch = "x86_64"), "every kernel we support has seccomp");
+    }
+
+    #[test]
+    fn sockets_and_io_uring_are_refused() {
+        let refused = within(|_| {
+            // SAFETY: both calls take numbers and a pointer that the filter refuses to look at.
+            let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null::<u8>()) };
+            let ring = (ring, std::io::Error::last_os_error().raw_os_error());
+            (ring, std::net::UdpSocket::bind("127.0.0.1:0"), std::os::unix::net::UnixStream::pair())
+        });
+        assert_eq!(refused.0, (-1, Some(libc::EPERM)));
+        assert_eq!(refused.1.unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(refused.2.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+}

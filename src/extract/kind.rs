@@ -41,8 +41,7 @@ pub(super) fn of(head: &[u8], hint: &Hint) -> Kind {
         return kind;
     }
     if !charset::looks_like_text(head) {
-        // xberg knows a few formats by name alone.
-        return by_name(&extension).filter(|kind| matches!(kind, Kind::Document(_))).unwrap_or(Kind::Unknown);
+        return Kind::Unknown;
     }
     let text = String::from_utf8_lossy(&head[..head.len().min(8192)]);
     match by_name(&extension) {
@@ -91,6 +90,8 @@ fn zipped(extension: &str) -> Kind {
         // xberg takes these two for their sisters.
         "xlsb" => Kind::Document("application/vnd.ms-excel.sheet.binary.macroEnabled.12".to_owned()),
         "epub" => Kind::Document("application/epub+zip".to_owned()),
+        // Not archives to their owners, and nothing in them is text to us.
+        "pages" | "numbers" | "key" => Kind::Document(format!("application/vnd.apple.{extension}")),
         _ => Kind::Zip,
     }
 }
@@ -135,21 +136,12 @@ fn kind_of_mime(mime: &str) -> Kind {
             Kind::Markup(mime.to_owned())
         }
         "application/json" | "application/x-ndjson" | "text/plain" => Kind::Text(Syntax::Plain),
-        _ if mime.ends_with("xml") || mime == HTML || is_written_markup(mime) => {
-            Kind::Markup(mime.to_owned())
-        }
+        _ if mime.ends_with("xml") || mime == HTML => Kind::Markup(mime.to_owned()),
         _ if mime.starts_with("text/") => Kind::Text(Syntax::Plain),
         _ if mime.starts_with("image/") => Kind::Picture,
         _ if mime.starts_with("application/") || mime == MAIL => Kind::Document(mime.to_owned()),
         _ => Kind::Unknown,
     }
-}
-
-/// Markup that people write by hand and xberg turns into Markdown.
-fn is_written_markup(mime: &str) -> bool {
-    ["asciidoc", "rst", "x-rst", "x-org", "org", "x-tex", "x-latex", "latex", "prs.fallenstein.rst"]
-        .iter()
-        .any(|known| mime.rsplit('/').next() == Some(known))
 }
 
 fn by_opening(text: &str) -> Option<Kind> {

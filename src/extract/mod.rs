@@ -22,9 +22,11 @@ mod process;
 mod reader;
 pub mod score;
 mod wire;
+mod wordml;
 
 pub use child::child_main;
 pub use jail::Enforced;
+pub use process::{Usage, children_usage};
 
 use crate::config;
 use crate::domain::TextFacts;
@@ -84,6 +86,8 @@ pub enum ExtractError {
          open it in the program it comes from, save it again, and upload that"
     )]
     Malformed { detail: String },
+    #[error("nothing in the file could be read ({detail}): unpack it and upload what matters")]
+    NothingRead { detail: String },
     #[error("reading the file takes more {limit} than allowed: split it into smaller files and upload those")]
     LimitHit { limit: Limit },
     #[error(
@@ -107,6 +111,7 @@ impl ExtractError {
             Self::Encrypted => "parser_encrypted",
             Self::Unsupported { .. } => "parser_unsupported",
             Self::Malformed { .. } => "parser_malformed",
+            Self::NothingRead { .. } => "parser_nothing_read",
             Self::LimitHit { limit: Limit::Memory } => "parser_limit_memory",
             Self::LimitHit { limit: Limit::Cpu } => "parser_limit_cpu",
             Self::LimitHit { limit: Limit::Wall } => "parser_limit_wall",
@@ -201,7 +206,10 @@ impl Extractor {
                     Err(ExtractError::LimitHit { limit: Limit::Memory })
                 }
                 Ok(EXIT_PANICKED) => {
-                    tracing::warn!(extract.complaint = %complaint, "a parser panicked");
+                    // Only where: the message may quote the document.
+                    let place =
+                        complaint.lines().find(|line| line.contains("panicked at")).unwrap_or_default();
+                    tracing::warn!(extract.place = place, "a parser panicked");
                     Err(ExtractError::Crashed { signal: None })
                 }
                 Ok(EXIT_NOT_BEGUN) => Err(ExtractError::NotBegun { detail: complaint.clone() }),
@@ -245,6 +253,7 @@ fn refused(refusal: Refusal) -> ExtractError {
         Refusal::Encrypted => ExtractError::Encrypted,
         Refusal::Unsupported { what } => ExtractError::Unsupported { what },
         Refusal::Malformed { detail } => ExtractError::Malformed { detail },
+        Refusal::NothingRead { detail } => ExtractError::NothingRead { detail },
         Refusal::Inflates => ExtractError::LimitHit { limit: Limit::Inflation },
         Refusal::Io { detail } => ExtractError::NotBegun { detail },
     }

@@ -127,7 +127,7 @@ impl Job<'_> {
         match process::run(&self.extractor.program, &task, self.extractor.wall()).await? {
             Ending::Exit { code: 0, .. } => Ok(true),
             ending => {
-                tracing::info!(extract.ending = ?ending, "a helper program failed on a page");
+                tracing::info!(extract.ending = %ending, "a helper program failed on a page");
                 Ok(false)
             }
         }

@@ -54,6 +54,7 @@ fn untagged(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extract::draft::Shape;
 
     #[test]
     fn captions_keep_what_is_said_and_nothing_else() {
@@ -61,7 +62,7 @@ mod tests {
         let mut draft = Draft::new(file.reopen().unwrap(), 1000);
         let vtt = "WEBVTT\n\nNOTE by hand\n\n1\n00:00.000 --> 00:02.000\n<v Esme>It is three, <i>dear</i>!\n\n00:02.000 --> 00:03.000\nNo";
         captions(vtt.as_bytes(), &mut draft).unwrap();
-        draft.finish(super::super::draft::Shape::Other).unwrap();
+        draft.finish(Shape::Other).unwrap();
         let text = std::fs::read_to_string(file.path()).unwrap();
         assert_eq!(text, "It is three, dear!\n\nNo");
     }

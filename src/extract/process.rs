@@ -21,6 +21,18 @@ pub(super) enum Ending {
     TalkedTooMuch,
 }
 
+impl std::fmt::Display for Ending {
+    /// Says nothing of what the child said: it may quote the document.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exit { code, .. } => write!(f, "exit {code}"),
+            Self::Signal { signal, .. } => write!(f, "signal {signal}"),
+            Self::TimedOut => f.write_str("timed out"),
+            Self::TalkedTooMuch => f.write_str("talked too much"),
+        }
+    }
+}
+
 /// Runs `program extract-child TASK` to its end, `wall` at most.
 pub(super) async fn run(program: &Path, task: &Task, wall: Duration) -> io::Result<Ending> {
     let mut command = Command::new(program);
@@ -75,6 +87,30 @@ async fn listen(child: &mut Child) -> io::Result<(Vec<u8>, Vec<u8>)> {
         hear_complaint.await.map(|n: u64| n)
     })?;
     Ok((output, complaint))
+}
+
+/// What all children that ended have used.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub cpu_seconds: f64,
+    /// Of the largest one. The kernel starts a child's count at the size of its parent, so
+    /// this means something only while the parent is small.
+    pub peak_rss_bytes: u64,
+}
+
+/// Counts the children that this process has waited for, for measurements.
+pub fn children_usage() -> Usage {
+    // SAFETY: rusage is plain numbers, for which zeros are valid, and getrusage fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    Usage {
+        cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+        peak_rss_bytes: usage.ru_maxrss.unsigned_abs() * 1024,
+    }
 }
 
 /// Kills the child's whole group and collects it.

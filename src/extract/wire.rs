@@ -59,6 +59,10 @@ pub(super) enum Refusal {
     Malformed {
         detail: String,
     },
+    /// A container of which no part could be read.
+    NothingRead {
+        detail: String,
+    },
     /// An archive that unpacks to more than is allowed.
     Inflates,
     /// The machine's fault, not the file's.

@@ -1,7 +1,9 @@
 //! The one integration binary.
 
 mod embed;
+mod extract;
 mod fetch;
+mod hostile;
 mod objects;
 mod queue;
 mod scan;
