@@ -7,6 +7,7 @@ mod house;
 mod ingest;
 mod operate;
 mod search;
+mod table;
 mod watch;
 
 use crate::config::{Config, LogFormat};

@@ -191,9 +191,7 @@ impl Jobs {
 }
 
 fn jobs_table(rows: &[jobs::Row]) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["job", "kind", "state", "attempts", "created", "reason"]);
+    let mut table = crate::cli::table::table(["job", "kind", "state", "attempts", "created", "reason"]);
     for row in rows {
         table.add_row([
             row.id.to_string(),

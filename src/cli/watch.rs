@@ -49,9 +49,8 @@ fn stage(now: &[Standing]) -> String {
 
 /// The ends as a table: file, type, state, index, chunks, and what to know.
 pub fn table(ended: &[Standing]) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["file", "type", "state", "index", "chunks", "seconds", "remark"]);
+    let mut table =
+        crate::cli::table::table(["file", "type", "state", "index", "chunks", "seconds", "remark"]);
     for standing in ended {
         let color = match (standing.status.as_str(), standing.index.as_deref()) {
             ("READY", Some("INDEXED")) => Color::Green,

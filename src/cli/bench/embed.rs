@@ -96,8 +96,8 @@ pub fn table(measured: &[Measured]) -> comfy_table::Table {
     let mut rows: Vec<&Measured> = measured.iter().collect();
     rows.sort_by(|a, b| b.median().total_cmp(&a.median()));
     let top = rows.first().map_or(1.0, |row| row.median());
-    let mut table = comfy_table::Table::new();
-    table.set_header(["sessions", "threads", "batch", "chunks/s", "slowest..fastest", "of best"]);
+    let mut table =
+        crate::cli::table::table(["sessions", "threads", "batch", "chunks/s", "slowest..fastest", "of best"]);
     for row in rows {
         let Layout { sessions, threads, batch } = row.layout;
         let range = match row.rounds.as_slice() {

@@ -146,9 +146,7 @@ fn by_format(judged: &[Judged]) -> Table {
         row.0 += 1;
         row.1 += one.standing.done;
     }
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["format", "state", "files", "chunks"]);
+    let mut table = crate::cli::table::table(["format", "state", "files", "chunks"]);
     for ((format, state), (files, chunks)) in rows {
         table.add_row([format.to_owned(), state, files.to_string(), chunks.to_string()]);
     }
