@@ -95,6 +95,9 @@ def make_model(packages, staging, model):
         "result": {"form": "dynamic int8, per channel", "sha256": sha256(result)},
         "conversion": json.loads(report.read_text(encoding="utf-8")),
     }
+    # What the embedder cannot read from the model's own files.
+    (model / "gristmill.toml").write_text(
+        'name = "all-MiniLM-L6-v2"\npooling = "mean"\nmax_tokens = 256\n', encoding="utf-8")
     (model / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     check_result(provenance)
 

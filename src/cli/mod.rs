@@ -55,16 +55,11 @@ enum What {
     /// Measures speed, as ratios within one run.
     #[command(subcommand)]
     Bench(bench::Bench),
-    #[command(hide = true)]
-    ExtractChild,
 }
 
 impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
-        if matches!(self.what, What::ExtractChild) {
-            return crate::extract::child_main();
-        }
         let ran = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -108,7 +103,6 @@ impl Command {
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,
             What::Bench(bench) => bench.run(&house).await,
-            What::ExtractChild => Ok(ExitCode::FAILURE),
         };
         house.close().await?;
         ended

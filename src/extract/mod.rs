@@ -38,6 +38,9 @@ use tokio::sync::Semaphore;
 use wire::{Answer, EXIT_ANSWERED, EXIT_NOT_BEGUN, EXIT_PANICKED, Refusal, Task};
 
 /// Raised whenever the same bytes would give another text.
+/// The hidden subcommand that a child runs as.
+pub const CHILD: &str = "extract-child";
+
 const REVISION: &str = "gristmill-1/xberg-1.3.10";
 
 /// What is known of a file beside its bytes.

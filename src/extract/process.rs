@@ -37,7 +37,7 @@ impl std::fmt::Display for Ending {
 pub(super) async fn run(program: &Path, task: &Task, wall: Duration) -> io::Result<Ending> {
     let mut command = Command::new(program);
     command
-        .arg("extract-child")
+        .arg(super::CHILD)
         .arg(serde_json::to_string(task)?)
         .env_clear()
         // Each malloc arena takes 64 MiB of the address space that is limited.

@@ -63,17 +63,22 @@ pub async fn record(
     (bucket, key): (&str, &str),
     facts: &TextFacts,
 ) -> sqlx::Result<Uuid> {
-    sqlx::query_scalar!(
+    sqlx::query!(
         "INSERT INTO gristmill.extractions (workspace_id, sha256, extractor, bucket, key, facts)
-         VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (workspace_id, sha256, extractor) DO UPDATE SET bucket = extractions.bucket
-         RETURNING id",
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (workspace_id, sha256, extractor) DO NOTHING",
         workspace.0,
         sha256,
         extractor,
         bucket,
         key,
         decoded(serde_json::to_value(facts))?,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query_scalar!(
+        "SELECT id FROM gristmill.extractions WHERE sha256 = $1 AND extractor = $2",
+        sha256,
+        extractor
     )
     .fetch_one(conn)
     .await
