@@ -53,7 +53,11 @@ fn strings(texts: &[&str]) -> Vec<String> {
 #[tokio::test]
 async fn sentences_of_one_meaning_lie_closer_than_others() {
     let Some(embedder) = embedder(1, 1).await else { return };
-    let texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Interest rates rose again this quarter."];
+    let texts = [
+        "The cat sleeps on the sofa.",
+        "A kitten naps on the couch.",
+        "Interest rates rose again this quarter.",
+    ];
     let vectors = embedder.embed(strings(&texts)).await.unwrap();
     let (near, far) = (cosine(&vectors[0], &vectors[1]), cosine(&vectors[0], &vectors[2]));
     assert!(near > 0.5 && far < 0.2, "near {near}, far {far}");
