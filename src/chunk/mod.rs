@@ -22,14 +22,18 @@ use std::path::Path;
 use text_splitter::{ChunkConfig, CodeSplitter, MarkdownSplitter, TextSplitter};
 use tokenizers::Tokenizer;
 
-/// The largest window, and the smallest. Small windows keep unbroken text cheap; structured
-/// text gets the largest, so that most files are parsed whole.
+/// The largest window, and the smallest. Small windows keep unbroken text cheap.
 const LARGEST_WINDOW: usize = 64 * 1024;
 const SMALLEST_WINDOW: usize = 8 * 1024;
+/// What the structured splitters are given at least: dozens of chunks. Their work grows faster
+/// than the text, so more would slow a large file down and change next to nothing in it.
+const STRUCTURED_WINDOW: usize = 16 * 1024;
 /// Bytes of a plain window for each token of a chunk: room for about eight chunks of prose.
 const WINDOW_BYTES_PER_TOKEN: usize = 32;
 /// Text whose lines are longer than this on average is taken for text without structure.
 const LONG_LINE_BYTES: usize = 1024;
+/// Text nested deeper than this is split as plain text.
+const DEEPEST_NESTING: usize = 120;
 /// A window ends at a blank if one stands in its last bytes.
 const BLANK_REACH: usize = 1024;
 /// A single character can be this many tokens; a smaller chunk could not hold it.
@@ -126,7 +130,7 @@ impl Chunker {
     fn window_bytes(&self, syntax: Syntax) -> usize {
         match syntax {
             Syntax::Plain => self.plain_window(),
-            _ => LARGEST_WINDOW,
+            _ => self.plain_window().max(STRUCTURED_WINDOW),
         }
     }
 
@@ -134,12 +138,11 @@ impl Chunker {
         (self.content * WINDOW_BYTES_PER_TOKEN).clamp(SMALLEST_WINDOW, LARGEST_WINDOW)
     }
 
-    /// Structure needs lines. Where there are hardly any (minified code, one endless line) the
-    /// splitter is at its slowest, and a large window would buy nothing.
+    /// Where there is no structure to keep (minified code, one endless line) a large window
+    /// would only cost time.
     fn shortened<'t>(&self, (text, rest_follows): (&'t str, bool)) -> (&'t str, bool) {
         let plain = self.plain_window();
-        let lines = text.bytes().filter(|byte| *byte == b'\n').count();
-        if text.len() <= plain || lines * LONG_LINE_BYTES > text.len() {
+        if text.len() <= plain || has_structure(text) {
             return (text, rest_follows);
         }
         (&text[..text.floor_char_boundary(plain)], true)
@@ -147,11 +150,16 @@ impl Chunker {
 
     /// The chunks of one window, as byte ranges of the window.
     fn split(&self, text: &str, syntax: Syntax, seen: &mut Seen) -> Result<Vec<Span>, ChunkError> {
+        // The splitters take seconds to find nothing in a window of blanks.
+        if text.trim().is_empty() {
+            return Ok(Vec::new());
+        }
         let ruler = Ruler::new(&self.meter, text, seen)?;
         let config = ChunkConfig::new(self.content)
             .with_sizer(&ruler)
             .with_overlap(self.overlap)
             .map_err(|_| ChunkError::Overlap { size: self.content, overlap: self.overlap })?;
+        let syntax = if has_structure(text) { syntax } else { Syntax::Plain };
         let language = match syntax {
             Syntax::Plain => {
                 return self.spans(&ruler, text, TextSplitter::new(config).try_chunk_indices(text));
@@ -207,6 +215,34 @@ impl Chunker {
         spans.push(Span { start: start as u64, end: end as u64, tokens });
         Ok(())
     }
+}
+
+/// Whether the structured splitters can make something of a text. They need lines, and their
+/// work grows with the square and more of the nesting: a page of opening brackets, or of
+/// quotes in lists in quotes, would keep a core busy for minutes.
+fn has_structure(text: &str) -> bool {
+    let (mut lines, mut depth, mut deepest, mut marks) = (0, 0_usize, 0, Some(0_usize));
+    for byte in text.bytes() {
+        match byte {
+            b'\n' => {
+                lines += 1;
+                marks = Some(0);
+                continue;
+            }
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        // Marks that nest markdown blocks, until the line's text begins.
+        marks = match byte {
+            b' ' | b'\t' | b'\r' | b'.' | b'0'..=b'9' => marks,
+            b'>' | b'-' | b'*' | b'+' => marks.map(|count| count + 1),
+            _ => None,
+        };
+        // A rule of dashes nests nothing, but seldom is this long.
+        deepest = deepest.max(depth).max(marks.unwrap_or(0));
+    }
+    lines * LONG_LINE_BYTES > text.len() && deepest <= DEEPEST_NESTING
 }
 
 /// A place near the middle of `piece` to cut at: a blank if there is one, 0 if there is none

@@ -209,3 +209,17 @@ fn markdown_is_cut_at_its_headings() {
         .collect();
     insta::assert_snapshot!(chunks.join("\n-----\n"));
 }
+
+#[test]
+fn text_nested_to_harm_is_split_as_plain_text() {
+    assert!(has_structure("# A\n\n- one\n- two\n\nfn f() {\n    g((1 + 2) * 3);\n}\n"));
+    let harmful = ["if x {\n".repeat(500), "[".repeat(5000), "> - ".repeat(5000), "a,b;".repeat(5000)];
+    let tokenizer = wordpiece();
+    let chunker = Chunker::new(tokenizer.clone(), 64, 8).unwrap();
+    for text in harmful {
+        assert!(!has_structure(&text), "{}", &text[..20]);
+        let spans = chunker.plan_str(&text, Syntax::Javascript).unwrap();
+        hold(&text, &spans, &tokenizer, 64);
+        assert_eq!(spans, chunker.plan_str(&text, Syntax::Plain).unwrap());
+    }
+}

@@ -58,8 +58,8 @@ fn find(folder: &Path, depth: usize) -> Option<PathBuf> {
         return None;
     }
     // The entry's own type: a link to a folder could lead in a circle.
-    let folders = entries.iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    folders.into_iter().find_map(|entry| find(&entry.path(), depth - 1))
+    let mut folders = entries.iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.find_map(|entry| find(&entry.path(), depth - 1))
 }
 
 #[cfg(test)]
