@@ -132,6 +132,7 @@ fn infected() -> Vec<(&'static str, Vec<u8>)> {
         ("later.txt", [&vec![b'x'; 5_000][..], &eicar].concat()),
         ("in.zip", zip.clone()),
         ("in.gz", gz_of(&eicar)),
+        ("second.gz", [gz_of(b"hello"), gz_of(&eicar)].concat()),
         ("in.tar", tar_of(&[("a", b"b"), ("eicar", &eicar)])),
         ("in.tar.gz", gz_of(&tar_of(&[("eicar", &eicar)]))),
         ("nested.zip", zip_of(&[("b.zip", &zip_of(&[("c.gz", &gz_of(&zip))]))])),
@@ -160,6 +161,8 @@ async fn honest_files_of_every_shape_are_clean() {
         ("a.zip", zip_of(&[("a.txt", b"hello")])),
         ("a.gz", gz_of(b"hello")),
         ("a.tar.gz", gz_of(&tar_of(&[("a", b"b")]))),
+        ("two.gz", [gz_of(b"hello"), gz_of(b"again")].concat()),
+        ("padded.gz", [gz_of(b"hello"), vec![0; 512]].concat()),
         ("a.docx", docx_with(b"picture")),
         ("a.pdf", pdf_with(&zlib_of(b"BT (hello) Tj ET"), "/FlateDecode")),
         ("half.txt", eicar()[..40].to_vec()),
@@ -216,6 +219,16 @@ fn many_members(count: u32) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
+/// A directory that is large although it has few entries: the crate would hold all of it.
+fn long_names(count: usize) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for i in 0..count {
+        let name = format!("{i}{}", "n".repeat(60_000));
+        zip.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
 fn nested(depth: u32) -> Vec<u8> {
     (0..depth).fold(b"the core".to_vec(), |inner, _| zip_of(&[("inner.zip", &inner)]))
 }
@@ -256,6 +269,7 @@ async fn bombs_are_unscannable_in_bounded_time_and_memory() {
         ("zeros.zip", zeros_in_zip(1 << 30), "member_bytes"),
         ("fewer.zip", zeros_in_zip(48 << 20), "ratio"),
         ("members.zip", many_members(10_050), "members"),
+        ("names.zip", long_names(400), "members"),
         ("nested.zip", nested(10), "nesting"),
         ("zeros.gz", gz_of(&vec![0; 64 << 20]), "ratio"),
         ("member.zip", zip_of(&[("big", &dense(51 << 20))]), "member_bytes"),
