@@ -64,7 +64,8 @@ where
     match (status, error) {
         (Some(404), _) => ObjectError::Missing,
         (Some(401 | 403), _) => ObjectError::Denied,
-        (Some(412), _) => ObjectError::Changed { expected: None, found: None },
+        // 416: a resumption beyond the end of what is there now.
+        (Some(412 | 416), _) => ObjectError::Changed { expected: None, found: None },
         (None, SdkError::ConstructionFailure(_)) => {
             ObjectError::Rejected { status, code: None, detail: detail() }
         }

@@ -95,10 +95,18 @@ fn executable(head: &[u8]) -> Option<&'static str> {
         [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => "application/wasm",
         [b'd', b'e', b'x', b'\n', b'0', b'3', ..] => "application/vnd.android.dex",
         // Two letters begin many honest texts; a DOS header is not text.
-        [b'M', b'Z', ..] if !text::is_text(head) => "application/vnd.microsoft.portable-executable",
+        [b'M', b'Z', ..] if has_pe_header(head) || !text::is_text(head) => {
+            "application/vnd.microsoft.portable-executable"
+        }
         _ => return None,
     };
     Some(machine)
+}
+
+/// The offset at 0x3c of a DOS header leads to the real one, whatever lies between.
+fn has_pe_header(head: &[u8]) -> bool {
+    let offset = head.get(0x3c..0x40).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    offset.and_then(|at| head.get(at as usize..)).is_some_and(|at| at.starts_with(b"PE\0\0"))
 }
 
 /// Reads as much of the file as it takes to say what it is. The file may be anything; an error

@@ -7,12 +7,17 @@ use super::budget::{Budget, Halt, Limit, Share};
 use super::kind::{Shape, shape};
 use super::rules::{Rules, Scope, Sieve};
 use super::{mail, ole, pdf};
+use flate2::bufread::GzDecoder;
 use memchr::memmem;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, BufRead, Read, Seek, Write};
 
 pub(super) const PIECE: usize = 64 << 10;
 const CENTRAL_ENTRY: &[u8] = b"PK\x01\x02";
+/// Bytes of an entry before its name.
+const CENTRAL_FIXED: usize = 46;
+/// The most that all names and comments of a directory may take.
+const DIRECTORY_TEXTS: u64 = 16 << 20;
 
 /// Who walks: the rules, the budget, and the findings that are worth a note.
 pub(super) struct Walker<'a> {
@@ -79,7 +84,7 @@ impl Walker<'_> {
 
     fn gz(&mut self, file: &mut File, depth: u32, scope: Scope) -> Result<(), Halt> {
         let packed = Some(file.metadata()?.len());
-        let mut inflated = flate2::read::MultiGzDecoder::new(io::BufReader::new(file));
+        let mut inflated = GzMembers(Some(GzDecoder::new(io::BufReader::new(file))));
         let share = Share { packed, counted: true, capped: true };
         self.member(&mut inflated, "", share, (depth, scope))
     }
@@ -168,12 +173,33 @@ fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// Bounds what the zip crate will keep in memory: it holds the whole central directory, and the
-/// directory's own count is only a claim. Entries of stored inner archives count as well, as
-/// their members would.
+/// All members of a gzip file after one another, up to bytes that are none: padding follows
+/// some, and readers ignore it.
+struct GzMembers<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for GzMembers<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.0 {
+            let n = decoder.read(into)?;
+            if n > 0 || into.is_empty() {
+                return Ok(n);
+            }
+            if let Some(mut rest) = self.0.take().map(GzDecoder::into_inner)
+                && rest.fill_buf()?.starts_with(b"\x1f\x8b")
+            {
+                self.0 = Some(GzDecoder::new(rest));
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Bounds what the zip crate will keep in memory: it holds the whole central directory, whose
+/// own figures are only claims. Entries of stored inner archives count as well, as their members
+/// would.
 pub(super) fn check_directory(file: &mut File, max_members: u64) -> Result<(), Halt> {
     let finder = memmem::Finder::new(CENTRAL_ENTRY);
-    let (mut piece, mut kept, mut entries) = (vec![0; PIECE], 0, 0_u64);
+    let (mut piece, mut kept, mut entries, mut texts) = (vec![0; PIECE], 0, 0_u64, 0_u64);
     file.rewind()?;
     loop {
         let n = file.read(&mut piece[kept..])?;
@@ -181,11 +207,18 @@ pub(super) fn check_directory(file: &mut File, max_members: u64) -> Result<(), H
             break;
         }
         let end = kept + n;
-        entries += finder.find_iter(&piece[..end]).count() as u64;
-        if entries > max_members {
+        // Every entry is taken once: when all of its fixed part lies in the window.
+        let window = &piece[..end];
+        for entry in finder.find_iter(window).filter_map(|at| window.get(at..at + CENTRAL_FIXED)) {
+            // Lengths of name, extra field and comment.
+            let length = |at: usize| u64::from(u16::from_le_bytes([entry[at], entry[at + 1]]));
+            entries += 1;
+            texts += length(28) + length(30) + length(32);
+        }
+        if entries > max_members || texts > DIRECTORY_TEXTS {
             return Err(Halt::Limit(Limit::Members));
         }
-        kept = end.min(CENTRAL_ENTRY.len() - 1);
+        kept = end.min(CENTRAL_FIXED - 1);
         piece.copy_within(end - kept..end, 0);
     }
     file.rewind()?;
