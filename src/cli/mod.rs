@@ -1,1 +1,3 @@
 //! (coming)
+
+pub mod eval;

@@ -2,5 +2,7 @@
 
 mod embed;
 mod queue;
+mod retrieval;
 mod schema;
+mod search;
 mod world;
