@@ -40,7 +40,13 @@ struct Library {
     chunks: usize,
 }
 
-async fn ingest(db: &PgPool, embedder: &Embedder, name: &str, language: &str, set: &Set) -> anyhow::Result<Library> {
+async fn ingest(
+    db: &PgPool,
+    embedder: &Embedder,
+    name: &str,
+    language: &str,
+    set: &Set,
+) -> anyhow::Result<Library> {
     let (size, overlap) = chunk::sizes(&config::Chunk { size: 0, overlap: 0 }, embedder.max_tokens());
     let chunker = Chunker::new(embedder.tokenizer(), size, overlap)?;
     let mut conn = db.acquire().await?;
@@ -72,13 +78,12 @@ async fn ingest(db: &PgPool, embedder: &Embedder, name: &str, language: &str, se
         });
     }
     for (place, rows) in rows {
-        let resource: ResourceId = query_scalar(
-            "INSERT INTO gristmill.resources (workspace_id, name) VALUES ($1, $2) RETURNING id",
-        )
-        .bind(workspace)
-        .bind(&set.documents[place].id)
-        .fetch_one(db)
-        .await?;
+        let resource: ResourceId =
+            query_scalar("INSERT INTO gristmill.resources (workspace_id, name) VALUES ($1, $2) RETURNING id")
+                .bind(workspace)
+                .bind(&set.documents[place].id)
+                .fetch_one(db)
+                .await?;
         let generation: GenerationId = query_scalar(
             "INSERT INTO gristmill.generations (workspace_id, resource_id, space_id, status, done, total, finished_at)
              VALUES ($1, $2, $3, 'INDEXED', $4, $4, now()) RETURNING id",
@@ -100,11 +105,20 @@ async fn ingest(db: &PgPool, embedder: &Embedder, name: &str, language: &str, se
     Ok(library)
 }
 
-async fn figures(db: &PgPool, embedder: &Embedder, library: &Library, set: &Set) -> anyhow::Result<Vec<Line>> {
-    let questions: Vec<String> = set.questions.iter().map(|question| question.text.clone()).collect();
+async fn figures(
+    db: &PgPool,
+    embedder: &Embedder,
+    library: &Library,
+    set: &Set,
+) -> anyhow::Result<Vec<Line>> {
+    // One at a time, as a search does: dynamic quantisation makes a vector depend on its batch.
+    let mut vectors = Vec::new();
+    for question in &set.questions {
+        vectors.extend(embedder.embed(vec![question.text.clone()]).await?);
+    }
     let setting = Setting {
         space_id: library.space,
-        vectors: &embedder.embed(questions).await?,
+        vectors: &vectors,
         documents: &library.documents,
         filters: Filters::default(),
         candidates: 100,
@@ -142,14 +156,17 @@ async fn retrieval_is_as_good_as_it_was_measured(db: PgPool) -> anyhow::Result<(
         ("xquad-de", "xquad-en", None),
         ("xquad-en", "xquad-de", None),
     ];
+    let mut low = Vec::new();
     for (asked, held, floors) in cases {
         let lines = figures(&db, &embedder, &sets[held].1, &sets[asked].0).await?;
         eprintln!("questions of {asked} over {held}\n{}", table(&lines));
         if let Some((dense, hybrid)) = floors {
-            assert!(lines[0].figures.ndcg_at_10 >= dense, "{:?}", lines[0]);
             let convex = lines.last().expect("four lines");
-            assert!(convex.figures.ndcg_at_10 >= hybrid, "{convex:?}");
+            if lines[0].figures.ndcg_at_10 < dense || convex.figures.ndcg_at_10 < hybrid {
+                low.push((asked, lines[0].clone(), convex.clone()));
+            }
         }
     }
+    assert!(low.is_empty(), "below the floor: {low:?}");
     Ok(())
 }
