@@ -6,6 +6,8 @@ mod fetch;
 mod hostile;
 mod objects;
 mod queue;
+mod retrieval;
 mod scan;
 mod schema;
+mod search;
 mod world;

@@ -107,8 +107,9 @@ async fn measure(
 
 /// The comparison as a table for a terminal.
 pub fn table(lines: &[Line]) -> comfy_table::Table {
-    let mut table =
-        crate::cli::table::table(["", "nDCG@10", "recall@10", "MRR@10", "questions", "median ms"]);
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header(["", "nDCG@10", "recall@10", "MRR@10", "questions", "median ms"]);
     for line in lines {
         table.add_row([
             line.side.to_owned(),

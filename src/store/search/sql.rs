@@ -97,16 +97,29 @@ fn dense(query: &Query<'_>, exact: bool) -> String {
     let Some(probe) = query.mode.probe() else {
         return "SELECT NULL::uuid AS id, NULL::float8 AS similarity WHERE false".to_owned();
     };
-    // The plain column has no index, so an exact search cannot fall into one.
-    let distance = if exact { "c.embedding <=> $1".to_owned() } else { indexed_distance(probe.vector.len()) };
+    let filters = filtered(&query.filters, 7);
+    let (distance, live) = if exact {
+        // The plain column has no index, so an exact search cannot fall into one.
+        let join = format!(
+            "JOIN gristmill.resources r ON r.id = c.resource_id AND r.live_generation = c.generation_id
+             WHERE true{filters}"
+        );
+        ("c.embedding <=> $1".to_owned(), join)
+    } else {
+        // OFFSET 0 keeps this a question to each chunk that the index brings. Made a join, it is
+        // estimated at one row, and then sorting everybody's vectors looks cheap.
+        let test = format!(
+            "WHERE EXISTS (SELECT FROM gristmill.resources r
+                           WHERE r.id = c.resource_id AND r.live_generation = c.generation_id{filters} OFFSET 0)"
+        );
+        (indexed_distance(probe.vector.len()), test)
+    };
     format!(
         "SELECT c.id, 1 - ({distance}) AS similarity
-         FROM gristmill.chunks c
-         JOIN gristmill.resources r ON r.id = c.resource_id AND r.live_generation = c.generation_id
-         WHERE c.space_id = {space} AND c.workspace_id = gristmill.current_workspace(){filters}
+         FROM gristmill.chunks c {live}
+           AND c.space_id = {space} AND c.workspace_id = gristmill.current_workspace()
          ORDER BY {distance} LIMIT $3",
         space = probe.space_id,
-        filters = filtered(&query.filters, 7),
     )
 }
 

@@ -1,0 +1,1 @@
+-- Functions and indexes only: no table, no rows.
