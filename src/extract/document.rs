@@ -2,6 +2,7 @@
 
 use super::Hint;
 use super::draft::{Draft, Gap, Shape};
+use super::drawn;
 use super::kind;
 use super::pdf;
 use super::polish;
@@ -33,6 +34,7 @@ pub(super) fn read(bytes: Vec<u8>, mime: &str, hint: &Hint, draft: &mut Draft) -
     refuse_locked(&bytes, mime)?;
     // A second look needs the bytes again, and only a PDF gets one.
     let kept = (mime == PDF).then(|| bytes.clone());
+    let drawn = if is_office_package(mime) { drawn::parts(&bytes) } else { Vec::new() };
     let document = extract(bytes, mime, hint)?;
     match kept {
         Some(bytes) => {
@@ -42,9 +44,16 @@ pub(super) fn read(bytes: Vec<u8>, mime: &str, hint: &Hint, draft: &mut Draft) -
         }
         None => {
             write(&document, draft)?;
+            for text in drawn::unknown(drawn, &document.content) {
+                draft.block(&text)?;
+            }
             Ok(Shape::Other)
         }
     }
+}
+
+fn is_office_package(mime: &str) -> bool {
+    mime.contains("openxmlformats") || mime.contains("macroEnabled")
 }
 
 /// Reads structured text; what xberg cannot parse is still text.
@@ -53,20 +62,24 @@ pub(super) fn markup(bytes: &[u8], mime: &str, hint: &Hint, draft: &mut Draft) -
     if wordml::is_wordml(&text) {
         return Ok(wordml::paragraphs(&text, draft)?);
     }
-    match extract(text.clone().into_bytes(), mime, hint) {
+    let read = extract(text.clone().into_bytes(), mime, hint);
+    match read {
         Ok(document) if text.trim().is_empty() || !document.content.trim().is_empty() => {
             write(&document, draft)
         }
-        Ok(_) | Err(Refusal::Malformed { .. } | Refusal::Unsupported { .. }) if !is_tagged(mime) => {
-            Ok(draft.block(&text)?)
+        Ok(_) => salvage(&text, mime, draft),
+        Err(Refusal::Malformed { .. } | Refusal::Unsupported { .. }) => {
+            draft.gap(Gap::Unread, "the structure of the text");
+            salvage(&text, mime, draft)
         }
-        Ok(document) => write(&document, draft),
         Err(e) => Err(e),
     }
 }
 
-fn is_tagged(mime: &str) -> bool {
-    mime.ends_with("xml") || mime.ends_with("html")
+/// What a parser found no text in may hold some all the same, without its structure.
+fn salvage(text: &str, mime: &str, draft: &mut Draft) -> Result<(), Refusal> {
+    let is_tagged = mime.ends_with("xml") || mime.ends_with("html");
+    Ok(if is_tagged { draft.block(&polish::untagged(text)) } else { draft.block(text) }?)
 }
 
 /// Reads each e-mail of a mailbox as a member.

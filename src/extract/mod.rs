@@ -11,6 +11,7 @@ mod child;
 mod compound;
 mod document;
 mod draft;
+mod drawn;
 mod jail;
 mod kind;
 mod mend;

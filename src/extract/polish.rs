@@ -46,6 +46,26 @@ fn unescape(line: &str, into: &mut String) {
     into.push_str(&plain.replace("<u>", "").replace("</u>", ""));
 }
 
+/// The text between the tags, without scripts and styles.
+pub(super) fn untagged(text: &str) -> String {
+    let mut bare = String::new();
+    let mut rest = text;
+    while let Some((before, tag)) = rest.split_once('<') {
+        bare.push_str(before);
+        bare.push(' ');
+        let name: String = tag.chars().take_while(char::is_ascii_alphabetic).collect();
+        let end = match name.to_ascii_lowercase().as_str() {
+            "script" => "</script>",
+            "style" => "</style>",
+            _ if tag.starts_with("!--") => "-->",
+            _ => ">",
+        };
+        rest = tag.split_once(end).map_or("", |(_, rest)| rest);
+    }
+    bare.push_str(rest);
+    bare
+}
+
 /// The header lines of an e-mail, folded lines joined, up to the first empty line.
 fn headers(mail: &[u8]) -> String {
     let end = kind::find(mail, b"\n\n").or_else(|| kind::find(mail, b"\n\r\n")).unwrap_or(mail.len());
@@ -88,6 +108,12 @@ mod tests {
     fn idle_escapes_and_underlines_go_but_code_stays() {
         let text = "Hee\\! \\<v\\> <u>so</u> \\# \\* 1\\.\n```\na\\!b\n```\n";
         assert_eq!(markdown(text), "Hee! <v> so \\# \\* 1.\n```\na\\!b\n```\n");
+    }
+
+    #[test]
+    fn tags_scripts_and_comments_go_and_words_stay() {
+        let html = "<p>a<!-- no > no --><script>no()</script> <b>b</b><style>no</style>";
+        assert_eq!(untagged(html).split_whitespace().collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]
