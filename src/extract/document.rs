@@ -4,6 +4,8 @@ use super::Hint;
 use super::draft::{Draft, Gap, Shape};
 use super::drawn;
 use super::kind;
+use super::mail;
+use super::mail::MAIL;
 use super::pdf;
 use super::polish;
 use super::reader;
@@ -18,7 +20,6 @@ use xberg::{
 pub(super) const PDF: &str = "application/pdf";
 const SEVEN_ZIP: &str = "application/x-7z-compressed";
 const ZIP: &str = "application/zip";
-const MAIL: &str = "message/rfc822";
 const PAGE_MARK: &str = "<!-- gristmill page ";
 const PAGE_MARK_END: &str = " -->";
 
@@ -44,12 +45,18 @@ pub(super) fn read(bytes: Vec<u8>, mime: &str, hint: &Hint, draft: &mut Draft) -
         }
         None => {
             write(&document, draft)?;
-            for text in drawn::unknown(drawn, &document.content) {
+            for text in drawn::unknown(drawn, &all_of(&document)) {
                 draft.block(&text)?;
             }
             Ok(Shape::Other)
         }
     }
+}
+
+/// All text of a document with what is embedded in it.
+fn all_of(document: &ExtractedDocument) -> String {
+    let embedded = document.children.iter().flatten().map(|child| all_of(&child.result));
+    std::iter::once(document.content.clone()).chain(embedded).collect()
 }
 
 fn is_office_package(mime: &str) -> bool {
@@ -82,36 +89,6 @@ fn salvage(text: &str, mime: &str, draft: &mut Draft) -> Result<(), Refusal> {
     Ok(if is_tagged { draft.block(&polish::untagged(text)) } else { draft.block(text) }?)
 }
 
-/// Reads each e-mail of a mailbox as a member.
-pub(super) fn mailbox(bytes: &[u8], draft: &mut Draft) -> Result<(), Refusal> {
-    let mut starts: Vec<usize> = Vec::new();
-    let mut after_blank = true;
-    let mut at = 0;
-    for line in bytes.split_inclusive(|b| *b == b'\n') {
-        if after_blank && line.starts_with(b"From ") {
-            starts.push(at);
-        }
-        after_blank = matches!(line, b"\n" | b"\r\n");
-        at += line.len();
-    }
-    starts.push(bytes.len());
-    for (number, range) in starts.windows(2).enumerate() {
-        let mail = &bytes[range[0]..range[1]];
-        // The "From " line belongs to the box.
-        let mail = &mail[mail.iter().position(|b| *b == b'\n').map_or(mail.len(), |end| end + 1)..];
-        let name = polish::subject(mail).unwrap_or_else(|| format!("mail {}", number + 1));
-        let hint = Hint { name: Some("mail.eml".to_owned()), mime: None };
-        let read = draft.member(&name, |draft| read(mail.to_vec(), MAIL, &hint, draft).map(drop));
-        match read {
-            Ok(()) => {}
-            Err(e @ Refusal::Io { .. }) => return Err(e),
-            Err(Refusal::Encrypted) => draft.gap(Gap::Encrypted, &name),
-            Err(_) => draft.gap(Gap::Unread, &name),
-        }
-    }
-    Ok(())
-}
-
 /// Locks that the parser would not call by their name.
 fn refuse_locked(bytes: &[u8], mime: &str) -> Result<(), Refusal> {
     let locked = match mime {
@@ -119,7 +96,7 @@ fn refuse_locked(bytes: &[u8], mime: &str) -> Result<(), Refusal> {
         PDF => ["/EncryptedPayload", "MicrosoftIRMServices"]
             .iter()
             .any(|mark| kind::find(bytes, mark.as_bytes()).is_some()),
-        MAIL => polish::is_encrypted_mail(bytes),
+        MAIL => mail::is_encrypted(bytes),
         _ => false,
     };
     if locked { Err(Refusal::Encrypted) } else { Ok(()) }

@@ -2,6 +2,7 @@
 
 use super::Hint;
 use super::charset;
+use super::mail::MAIL;
 use crate::domain::Syntax;
 
 /// How many bytes of the beginning the decision needs.
@@ -9,7 +10,6 @@ pub(super) const HEAD_BYTES: usize = 64 * 1024;
 
 const HTML: &str = "text/html";
 const XML: &str = "application/xml";
-const MAIL: &str = "message/rfc822";
 
 /// Who reads a file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,6 +14,7 @@ mod draft;
 mod drawn;
 mod jail;
 mod kind;
+mod mail;
 mod mend;
 mod ocr;
 mod pdf;

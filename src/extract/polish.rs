@@ -1,6 +1,4 @@
-//! Small repairs before and after the parser: declarations, escapes, headers of e-mails.
-
-use super::kind;
+//! Small repairs before and after the parser: declarations, escapes, tags.
 
 /// Says that a markup text is UTF-8, which it now is whatever it said before.
 pub(super) fn declared_utf8(text: String) -> String {
@@ -66,33 +64,6 @@ pub(super) fn untagged(text: &str) -> String {
     bare
 }
 
-/// The header lines of an e-mail, folded lines joined, up to the first empty line.
-fn headers(mail: &[u8]) -> String {
-    let end = kind::find(mail, b"\n\n").or_else(|| kind::find(mail, b"\n\r\n")).unwrap_or(mail.len());
-    let headers = String::from_utf8_lossy(&mail[..end.min(64 * 1024)]).replace('\r', "");
-    headers.replace("\n ", " ").replace("\n\t", " ")
-}
-
-fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
-    headers.lines().find_map(|line| {
-        let (found, value) = line.split_once(':')?;
-        found.eq_ignore_ascii_case(name).then(|| value.trim())
-    })
-}
-
-/// The subject of an e-mail, unless it is encoded.
-pub(super) fn subject(mail: &[u8]) -> Option<String> {
-    let headers = headers(mail);
-    header(&headers, "subject").filter(|s| !s.is_empty() && !s.contains("=?")).map(str::to_owned)
-}
-
-/// True for PGP/MIME and enveloped S/MIME; a signed mail can be read.
-pub(super) fn is_encrypted_mail(mail: &[u8]) -> bool {
-    let headers = headers(mail);
-    let kind = header(&headers, "content-type").unwrap_or_default().to_ascii_lowercase();
-    kind.starts_with("multipart/encrypted") || (kind.contains("pkcs7-mime") && !kind.contains("signed-data"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,13 +85,5 @@ mod tests {
     fn tags_scripts_and_comments_go_and_words_stay() {
         let html = "<p>a<!-- no > no --><script>no()</script> <b>b</b><style>no</style>";
         assert_eq!(untagged(html).split_whitespace().collect::<Vec<_>>(), ["a", "b"]);
-    }
-
-    #[test]
-    fn an_encrypted_mail_is_told_by_its_type() {
-        let mail = b"Subject: x\r\nContent-Type: multipart/encrypted;\r\n\tboundary=foo\r\n\r\n--foo";
-        assert!(is_encrypted_mail(mail));
-        assert!(!is_encrypted_mail(b"Content-Type: multipart/signed; x\n\nmultipart/encrypted"));
-        assert_eq!(subject(mail).as_deref(), Some("x"));
     }
 }
