@@ -37,20 +37,16 @@ pub(super) fn read(bytes: Vec<u8>, mime: &str, hint: &Hint, draft: &mut Draft) -
     let kept = (mime == PDF).then(|| bytes.clone());
     let drawn = if is_office_package(mime) { drawn::parts(&bytes) } else { Vec::new() };
     let document = extract(bytes, mime, hint)?;
-    match kept {
-        Some(bytes) => {
-            write_pdf(&document, bytes, draft)?;
-            write_children(&document, draft)?;
-            Ok(Shape::Pdf)
-        }
-        None => {
-            write(&document, draft)?;
-            for text in drawn::unknown(drawn, &all_of(&document)) {
-                draft.block(&text)?;
-            }
-            Ok(Shape::Other)
-        }
+    if let Some(bytes) = kept {
+        write_pdf(&document, bytes, draft)?;
+        write_children(&document, draft)?;
+        return Ok(Shape::Pdf);
     }
+    write(&document, draft)?;
+    for text in drawn::unknown(drawn, &all_of(&document)) {
+        draft.block(&text)?;
+    }
+    Ok(Shape::Other)
 }
 
 /// All text of a document with what is embedded in it.

@@ -99,7 +99,8 @@ fn zipped(extension: &str) -> Kind {
 fn by_name(extension: &str) -> Option<Kind> {
     let markup = |mime: &str| Some(Kind::Markup(mime.to_owned()));
     match extension {
-        "" => None,
+        // What an XML file is stands at its beginning.
+        "" | "xml" => None,
         "md" | "markdown" => Some(Kind::Text(Syntax::Markdown)),
         "rs" => Some(Kind::Text(Syntax::Rust)),
         "py" | "pyi" => Some(Kind::Text(Syntax::Python)),
@@ -109,7 +110,6 @@ fn by_name(extension: &str) -> Option<Kind> {
         "mbox" | "mbx" => Some(Kind::Mailbox),
         "eml" => Some(Kind::Document(MAIL.to_owned())),
         "htm" | "html" | "xhtml" => markup(HTML),
-        "xml" => None,
         "txt" | "text" | "log" | "json" | "jsonl" | "ndjson" | "yaml" | "yml" | "toml" | "ini" | "conf" => {
             Some(Kind::Text(Syntax::Plain))
         }

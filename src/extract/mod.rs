@@ -172,7 +172,7 @@ impl Extractor {
             limits: self.limits(),
         };
         let ending = process::run(&self.program, &task, self.wall()).await?;
-        let answer = self.understood(&ending)?;
+        let answer = Self::understood(&ending)?;
         if !answer.enforced.landlock || !answer.enforced.seccomp {
             tracing::warn!(
                 extract.landlock = answer.enforced.landlock,
@@ -197,7 +197,7 @@ impl Extractor {
         Duration::from_secs(self.settings.wall_seconds)
     }
 
-    fn understood(&self, ending: &Ending) -> Result<Answer, ExtractError> {
+    fn understood(ending: &Ending) -> Result<Answer, ExtractError> {
         match ending {
             Ending::TimedOut => Err(ExtractError::LimitHit { limit: Limit::Wall }),
             Ending::TalkedTooMuch => Err(ExtractError::LimitHit { limit: Limit::Output }),

@@ -188,15 +188,12 @@ fn without_tags(text: &str) -> String {
         } else {
             None
         };
-        match end {
-            Some(end) => {
-                bare.push(' ');
-                rest = &tag[end..];
-            }
-            None => {
-                bare.push('<');
-                rest = &tag[1..];
-            }
+        if let Some(end) = end {
+            bare.push(' ');
+            rest = &tag[end..];
+        } else {
+            bare.push('<');
+            rest = &tag[1..];
         }
     }
     bare.push_str(rest);
