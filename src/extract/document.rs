@@ -177,14 +177,24 @@ fn write(document: &ExtractedDocument, draft: &mut Draft) -> Result<(), Refusal>
         for page in pages {
             let title = titles.into_iter().flatten().find(|info| info.number == page.page_number);
             let label = page.sheet_name.as_deref().or_else(|| title?.title.as_deref());
-            let text = polish::markdown(&page.content);
+            let polished = polish::markdown(&page.content);
             // A sheet's name says what its numbers are.
-            let named = page.sheet_name.as_deref().filter(|_| !text.starts_with("## "));
+            let named = page.sheet_name.as_deref().filter(|_| !polished.text.starts_with("## "));
             let heading = named.map(|name| format!("## {name}\n\n")).unwrap_or_default();
-            draft.page(page.page_number, label, &format!("{heading}{text}"))?;
+            if polished.is_pictures_alone() {
+                draft.page(page.page_number, label, "")?;
+                draft.picture(page.page_number);
+            } else {
+                draft.page(page.page_number, label, &format!("{heading}{}", polished.text))?;
+            }
         }
     } else {
-        draft.block(&polish::markdown(&document.content))?;
+        let polished = polish::markdown(&document.content);
+        if polished.is_pictures_alone() {
+            draft.picture(1);
+        } else {
+            draft.block(&polished.text)?;
+        }
     }
     write_children(document, draft)
 }
@@ -197,7 +207,7 @@ fn write_pdf(document: &ExtractedDocument, bytes: Vec<u8>, draft: &mut Draft) ->
         (1..).zip(&pages).filter(|(_, text)| text.trim().is_empty()).map(|(number, _)| number).collect();
     let pictured = pdf::pictured(bytes, &blank);
     for (number, text) in (1..).zip(&pages) {
-        draft.page(number, None, &polish::markdown(text))?;
+        draft.page(number, None, &polish::markdown(text).text)?;
         if pictured.contains(&number) {
             draft.picture(number);
         }
