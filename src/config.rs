@@ -190,8 +190,8 @@ impl Config {
         file: Option<&Path>,
         environment: std::collections::HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
-        let mut builder = config::Config::builder()
-            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         if let Some(path) = file {
             let source = config::File::from(path).format(config::FileFormat::Toml);
             refuse_secrets(path, &source)?;

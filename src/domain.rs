@@ -140,11 +140,19 @@ words! {
 pub enum Completeness {
     Complete,
     Empty,
-    NeedsOcr { pages: Vec<u32> },
+    NeedsOcr {
+        pages: Vec<u32>,
+    },
     /// Pages (or archive members, by name in `detail`) that gave nothing.
-    Partial { pages: Vec<u32>, detail: String },
+    Partial {
+        pages: Vec<u32>,
+        detail: String,
+    },
     /// Text beyond the ceiling was left out.
-    Truncated { kept_bytes: u64, total_bytes: Option<u64> },
+    Truncated {
+        kept_bytes: u64,
+        total_bytes: Option<u64>,
+    },
 }
 
 /// A page (or slide, sheet, archive member) as a byte range of the extracted text.

@@ -2,7 +2,10 @@
 
 use super::Hint;
 use super::draft::{Draft, Gap, Shape};
+use super::drawn;
 use super::kind;
+use super::mail;
+use super::mail::MAIL;
 use super::pdf;
 use super::polish;
 use super::reader;
@@ -17,7 +20,6 @@ use xberg::{
 pub(super) const PDF: &str = "application/pdf";
 const SEVEN_ZIP: &str = "application/x-7z-compressed";
 const ZIP: &str = "application/zip";
-const MAIL: &str = "message/rfc822";
 const PAGE_MARK: &str = "<!-- gristmill page ";
 const PAGE_MARK_END: &str = " -->";
 
@@ -33,18 +35,28 @@ pub(super) fn read(bytes: Vec<u8>, mime: &str, hint: &Hint, draft: &mut Draft) -
     refuse_locked(&bytes, mime)?;
     // A second look needs the bytes again, and only a PDF gets one.
     let kept = (mime == PDF).then(|| bytes.clone());
+    let drawn = if is_office_package(mime) { drawn::parts(&bytes) } else { Vec::new() };
     let document = extract(bytes, mime, hint)?;
-    match kept {
-        Some(bytes) => {
-            write_pdf(&document, bytes, draft)?;
-            write_children(&document, draft)?;
-            Ok(Shape::Pdf)
-        }
-        None => {
-            write(&document, draft)?;
-            Ok(Shape::Other)
-        }
+    if let Some(bytes) = kept {
+        write_pdf(&document, bytes, draft)?;
+        write_children(&document, draft)?;
+        return Ok(Shape::Pdf);
     }
+    write(&document, draft)?;
+    for text in drawn::unknown(drawn, &all_of(&document)) {
+        draft.block(&text)?;
+    }
+    Ok(Shape::Other)
+}
+
+/// All text of a document with what is embedded in it.
+fn all_of(document: &ExtractedDocument) -> String {
+    let embedded = document.children.iter().flatten().map(|child| all_of(&child.result));
+    std::iter::once(document.content.clone()).chain(embedded).collect()
+}
+
+fn is_office_package(mime: &str) -> bool {
+    mime.contains("openxmlformats") || mime.contains("macroEnabled")
 }
 
 /// Reads structured text; what xberg cannot parse is still text.
@@ -53,50 +65,24 @@ pub(super) fn markup(bytes: &[u8], mime: &str, hint: &Hint, draft: &mut Draft) -
     if wordml::is_wordml(&text) {
         return Ok(wordml::paragraphs(&text, draft)?);
     }
-    match extract(text.clone().into_bytes(), mime, hint) {
+    let read = extract(text.clone().into_bytes(), mime, hint);
+    match read {
         Ok(document) if text.trim().is_empty() || !document.content.trim().is_empty() => {
             write(&document, draft)
         }
-        Ok(_) | Err(Refusal::Malformed { .. } | Refusal::Unsupported { .. }) if !is_tagged(mime) => {
-            Ok(draft.block(&text)?)
+        Ok(_) => salvage(&text, mime, draft),
+        Err(Refusal::Malformed { .. } | Refusal::Unsupported { .. }) => {
+            draft.gap(Gap::Unread, "the structure of the text");
+            salvage(&text, mime, draft)
         }
-        Ok(document) => write(&document, draft),
         Err(e) => Err(e),
     }
 }
 
-fn is_tagged(mime: &str) -> bool {
-    mime.ends_with("xml") || mime.ends_with("html")
-}
-
-/// Reads each e-mail of a mailbox as a member.
-pub(super) fn mailbox(bytes: &[u8], draft: &mut Draft) -> Result<(), Refusal> {
-    let mut starts: Vec<usize> = Vec::new();
-    let mut after_blank = true;
-    let mut at = 0;
-    for line in bytes.split_inclusive(|b| *b == b'\n') {
-        if after_blank && line.starts_with(b"From ") {
-            starts.push(at);
-        }
-        after_blank = matches!(line, b"\n" | b"\r\n");
-        at += line.len();
-    }
-    starts.push(bytes.len());
-    for (number, range) in starts.windows(2).enumerate() {
-        let mail = &bytes[range[0]..range[1]];
-        // The "From " line belongs to the box.
-        let mail = &mail[mail.iter().position(|b| *b == b'\n').map_or(mail.len(), |end| end + 1)..];
-        let name = polish::subject(mail).unwrap_or_else(|| format!("mail {}", number + 1));
-        let hint = Hint { name: Some("mail.eml".to_owned()), mime: None };
-        let read = draft.member(&name, |draft| read(mail.to_vec(), MAIL, &hint, draft).map(drop));
-        match read {
-            Ok(()) => {}
-            Err(e @ Refusal::Io { .. }) => return Err(e),
-            Err(Refusal::Encrypted) => draft.gap(Gap::Encrypted, &name),
-            Err(_) => draft.gap(Gap::Unread, &name),
-        }
-    }
-    Ok(())
+/// What a parser found no text in may hold some all the same, without its structure.
+fn salvage(text: &str, mime: &str, draft: &mut Draft) -> Result<(), Refusal> {
+    let is_tagged = mime.ends_with("xml") || mime.ends_with("html");
+    Ok(if is_tagged { draft.block(&polish::untagged(text)) } else { draft.block(text) }?)
 }
 
 /// Locks that the parser would not call by their name.
@@ -106,7 +92,7 @@ fn refuse_locked(bytes: &[u8], mime: &str) -> Result<(), Refusal> {
         PDF => ["/EncryptedPayload", "MicrosoftIRMServices"]
             .iter()
             .any(|mark| kind::find(bytes, mark.as_bytes()).is_some()),
-        MAIL => polish::is_encrypted_mail(bytes),
+        MAIL => mail::is_encrypted(bytes),
         _ => false,
     };
     if locked { Err(Refusal::Encrypted) } else { Ok(()) }
@@ -191,14 +177,24 @@ fn write(document: &ExtractedDocument, draft: &mut Draft) -> Result<(), Refusal>
         for page in pages {
             let title = titles.into_iter().flatten().find(|info| info.number == page.page_number);
             let label = page.sheet_name.as_deref().or_else(|| title?.title.as_deref());
-            let text = polish::markdown(&page.content);
+            let polished = polish::markdown(&page.content);
             // A sheet's name says what its numbers are.
-            let named = page.sheet_name.as_deref().filter(|_| !text.starts_with("## "));
+            let named = page.sheet_name.as_deref().filter(|_| !polished.text.starts_with("## "));
             let heading = named.map(|name| format!("## {name}\n\n")).unwrap_or_default();
-            draft.page(page.page_number, label, &format!("{heading}{text}"))?;
+            if polished.is_pictures_alone() {
+                draft.page(page.page_number, label, "")?;
+                draft.picture(page.page_number);
+            } else {
+                draft.page(page.page_number, label, &format!("{heading}{}", polished.text))?;
+            }
         }
     } else {
-        draft.block(&polish::markdown(&document.content))?;
+        let polished = polish::markdown(&document.content);
+        if polished.is_pictures_alone() {
+            draft.picture(1);
+        } else {
+            draft.block(&polished.text)?;
+        }
     }
     write_children(document, draft)
 }
@@ -211,7 +207,7 @@ fn write_pdf(document: &ExtractedDocument, bytes: Vec<u8>, draft: &mut Draft) ->
         (1..).zip(&pages).filter(|(_, text)| text.trim().is_empty()).map(|(number, _)| number).collect();
     let pictured = pdf::pictured(bytes, &blank);
     for (number, text) in (1..).zip(&pages) {
-        draft.page(number, None, &polish::markdown(text))?;
+        draft.page(number, None, &polish::markdown(text).text)?;
         if pictured.contains(&number) {
             draft.picture(number);
         }

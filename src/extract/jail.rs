@@ -4,6 +4,7 @@
 //! program, and has so much memory, time and disk. Where the kernel has no Landlock or
 //! seccomp the limits remain, and the answer says so.
 
+use rlimit::Resource;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -36,19 +37,28 @@ pub struct Enforced {
 
 /// Sets the resource limits of this process, for good.
 pub(super) fn limit(limits: &Limits) -> std::io::Result<()> {
-    use rlimit::Resource;
-    Resource::CORE.set(0, 0)?;
-    Resource::AS.set(limits.memory_bytes, limits.memory_bytes)?;
-    Resource::CPU.set(limits.cpu_seconds, limits.cpu_seconds + CPU_GRACE_SECONDS)?;
-    Resource::FSIZE.set(limits.file_bytes, limits.file_bytes)?;
-    Resource::NOFILE.set(OPEN_FILES, OPEN_FILES)
+    lower(Resource::CORE, 0, 0)?;
+    lower(Resource::AS, limits.memory_bytes, 0)?;
+    lower(Resource::CPU, limits.cpu_seconds, CPU_GRACE_SECONDS)?;
+    lower(Resource::FSIZE, limits.file_bytes, 0)?;
+    lower(Resource::NOFILE, OPEN_FILES, 0)
+}
+
+/// Lowers a limit; one that is lower already stays.
+fn lower(resource: Resource, soft: u64, grace: u64) -> std::io::Result<()> {
+    let (_, ceiling) = resource.get()?;
+    resource.set(soft.min(ceiling), soft.saturating_add(grace).min(ceiling))
 }
 
 /// Gives up files, network, and the calls a parser has no use for.
 #[cfg(target_os = "linux")]
 pub(super) fn enter(reach: &Reach) -> Enforced {
     let landlock = match linux::landlock(reach) {
-        Ok(enforced) => enforced,
+        Ok(true) => true,
+        Ok(false) => {
+            eprintln!("landlock is not enforced: this kernel has none");
+            false
+        }
         Err(e) => {
             eprintln!("landlock is not enforced: {e}");
             false
@@ -186,7 +196,8 @@ mod linux {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::io::ErrorKind;

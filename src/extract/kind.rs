@@ -2,6 +2,7 @@
 
 use super::Hint;
 use super::charset;
+use super::mail::MAIL;
 use crate::domain::Syntax;
 
 /// How many bytes of the beginning the decision needs.
@@ -9,7 +10,6 @@ pub(super) const HEAD_BYTES: usize = 64 * 1024;
 
 const HTML: &str = "text/html";
 const XML: &str = "application/xml";
-const MAIL: &str = "message/rfc822";
 
 /// Who reads a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,8 @@ fn zipped(extension: &str) -> Kind {
 fn by_name(extension: &str) -> Option<Kind> {
     let markup = |mime: &str| Some(Kind::Markup(mime.to_owned()));
     match extension {
-        "" => None,
+        // What an XML file is stands at its beginning.
+        "" | "xml" => None,
         "md" | "markdown" => Some(Kind::Text(Syntax::Markdown)),
         "rs" => Some(Kind::Text(Syntax::Rust)),
         "py" | "pyi" => Some(Kind::Text(Syntax::Python)),
@@ -109,7 +110,6 @@ fn by_name(extension: &str) -> Option<Kind> {
         "mbox" | "mbx" => Some(Kind::Mailbox),
         "eml" => Some(Kind::Document(MAIL.to_owned())),
         "htm" | "html" | "xhtml" => markup(HTML),
-        "xml" => None,
         "txt" | "text" | "log" | "json" | "jsonl" | "ndjson" | "yaml" | "yml" | "toml" | "ini" | "conf" => {
             Some(Kind::Text(Syntax::Plain))
         }

@@ -11,8 +11,10 @@ mod child;
 mod compound;
 mod document;
 mod draft;
+mod drawn;
 mod jail;
 mod kind;
+mod mail;
 mod mend;
 mod ocr;
 mod pdf;
@@ -173,7 +175,7 @@ impl Extractor {
             limits: self.limits(),
         };
         let ending = process::run(&self.program, &task, self.wall()).await?;
-        let answer = self.understood(&ending)?;
+        let answer = Self::understood(&ending)?;
         if !answer.enforced.landlock || !answer.enforced.seccomp {
             tracing::warn!(
                 extract.landlock = answer.enforced.landlock,
@@ -198,7 +200,7 @@ impl Extractor {
         Duration::from_secs(self.settings.wall_seconds)
     }
 
-    fn understood(&self, ending: &Ending) -> Result<Answer, ExtractError> {
+    fn understood(ending: &Ending) -> Result<Answer, ExtractError> {
         match ending {
             Ending::TimedOut => Err(ExtractError::LimitHit { limit: Limit::Wall }),
             Ending::TalkedTooMuch => Err(ExtractError::LimitHit { limit: Limit::Output }),

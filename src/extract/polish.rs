@@ -1,6 +1,4 @@
-//! Small repairs before and after the parser: declarations, escapes, headers of e-mails.
-
-use super::kind;
+//! Small repairs before and after the parser: declarations, escapes, tags.
 
 /// Says that a markup text is UTF-8, which it now is whatever it said before.
 pub(super) fn declared_utf8(text: String) -> String {
@@ -15,19 +13,48 @@ pub(super) fn declared_utf8(text: String) -> String {
     format!("{}UTF-8{}", &text[..=start], &text[start + 1 + length..])
 }
 
-/// Takes out what Markdown writers put in for renderers alone: backslashes before signs that
-/// mean nothing there, and underline tags. Code blocks stay as they are.
-pub(super) fn markdown(text: &str) -> String {
-    let mut polished = String::with_capacity(text.len());
+/// A Markdown text without what is there for renderers alone.
+pub(super) struct Polished {
+    pub text: String,
+    pictures: Pictures,
+}
+
+/// What a text says of its pictures.
+#[derive(Default)]
+struct Pictures {
+    count: usize,
+    /// How many characters of the text are only their names.
+    name_chars: usize,
+}
+
+impl Polished {
+    /// True if there is nothing to read but pictures and their names.
+    pub(super) fn is_pictures_alone(&self) -> bool {
+        self.pictures.count > 0 && visible(&self.text) <= self.pictures.name_chars
+    }
+}
+
+fn visible(text: &str) -> usize {
+    text.chars().filter(|c| !c.is_whitespace()).count()
+}
+
+/// Takes out what Markdown writers put in for renderers: backslashes before signs that mean
+/// nothing there, underline tags, and all of a picture but its description. Code blocks stay
+/// as they are.
+pub(super) fn markdown(text: &str) -> Polished {
+    let mut polished = Polished { text: String::with_capacity(text.len()), pictures: Pictures::default() };
     let mut in_code = false;
     for line in text.split_inclusive('\n') {
         if line.trim_start().starts_with("```") {
             in_code = !in_code;
         }
-        if in_code || !line.contains(['\\', '<']) {
-            polished.push_str(line);
+        if !in_code && line.trim().len() >= 5 && line.trim().bytes().all(|b| b == b'-') {
+            // A rule between slides; below a line of text it would make a heading of it.
+            polished.text.push('\n');
+        } else if in_code || !line.contains(['\\', '<', '[']) {
+            polished.text.push_str(line);
         } else {
-            unescape(line, &mut polished);
+            unescape(&without_pictures(line, &mut polished.pictures), &mut polished.text);
         }
     }
     polished
@@ -46,31 +73,70 @@ fn unescape(line: &str, into: &mut String) {
     into.push_str(&plain.replace("<u>", "").replace("</u>", ""));
 }
 
-/// The header lines of an e-mail, folded lines joined, up to the first empty line.
-fn headers(mail: &[u8]) -> String {
-    let end = kind::find(mail, b"\n\n").or_else(|| kind::find(mail, b"\n\r\n")).unwrap_or(mail.len());
-    let headers = String::from_utf8_lossy(&mail[..end.min(64 * 1024)]).replace('\r', "");
-    headers.replace("\n ", " ").replace("\n\t", " ")
+/// Puts the description in place of each picture; data within a link goes too.
+fn without_pictures(line: &str, pictures: &mut Pictures) -> String {
+    let mut bare = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((text, target)) = rest.split_once("](") {
+        let Some((target, after)) = target.split_once(')') else { break };
+        match text.rsplit_once("![") {
+            Some((before, description)) => {
+                pictures.count += 1;
+                bare.push_str(before.strip_suffix('\\').unwrap_or(before));
+                // Of a path only the name is worth a word.
+                let name = description.rsplit(['/', '\\']).next().unwrap_or_default();
+                let is_name = is_name(name);
+                pictures.name_chars += if is_name { visible(name) } else { 0 };
+                bare.push_str(if is_name { name } else { description });
+            }
+            None if target.starts_with("data:") => {
+                let (before, label) = text.rsplit_once('[').unwrap_or(("", text));
+                bare.push_str(before);
+                bare.push_str(label);
+            }
+            // What is left of a link around a picture without a description.
+            None if text.is_empty() && bare.ends_with('[') => bare.truncate(bare.len() - 1),
+            None => {
+                bare.push_str(text);
+                bare.push_str("](");
+                bare.push_str(target);
+                bare.push(')');
+            }
+        }
+        rest = after;
+    }
+    bare.push_str(rest);
+    bare
 }
 
-fn header<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
-    headers.lines().find_map(|line| {
-        let (found, value) = line.split_once(':')?;
-        found.eq_ignore_ascii_case(name).then(|| value.trim())
-    })
+/// True for a file name or a program's own "Picture 3": a description that describes nothing.
+fn is_name(description: &str) -> bool {
+    const ENDINGS: [&str; 11] =
+        ["png", "jpg", "jpeg", "gif", "bmp", "emf", "wmf", "tif", "tiff", "svg", "webp"];
+    let ending = description.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+    let numbered = description.strip_prefix("Picture ").or_else(|| description.strip_prefix("Image "));
+    ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str()))
+        || numbered.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// The subject of an e-mail, unless it is encoded.
-pub(super) fn subject(mail: &[u8]) -> Option<String> {
-    let headers = headers(mail);
-    header(&headers, "subject").filter(|s| !s.is_empty() && !s.contains("=?")).map(str::to_owned)
-}
-
-/// True for PGP/MIME and enveloped S/MIME; a signed mail can be read.
-pub(super) fn is_encrypted_mail(mail: &[u8]) -> bool {
-    let headers = headers(mail);
-    let kind = header(&headers, "content-type").unwrap_or_default().to_ascii_lowercase();
-    kind.starts_with("multipart/encrypted") || (kind.contains("pkcs7-mime") && !kind.contains("signed-data"))
+/// The text between the tags, without scripts and styles.
+pub(super) fn untagged(text: &str) -> String {
+    let mut bare = String::new();
+    let mut rest = text;
+    while let Some((before, tag)) = rest.split_once('<') {
+        bare.push_str(before);
+        bare.push(' ');
+        let name: String = tag.chars().take_while(char::is_ascii_alphabetic).collect();
+        let end = match name.to_ascii_lowercase().as_str() {
+            "script" => "</script>",
+            "style" => "</style>",
+            _ if tag.starts_with("!--") => "-->",
+            _ => ">",
+        };
+        rest = tag.split_once(end).map_or("", |(_, rest)| rest);
+    }
+    bare.push_str(rest);
+    bare
 }
 
 #[cfg(test)]
@@ -87,14 +153,23 @@ mod tests {
     #[test]
     fn idle_escapes_and_underlines_go_but_code_stays() {
         let text = "Hee\\! \\<v\\> <u>so</u> \\# \\* 1\\.\n```\na\\!b\n```\n";
-        assert_eq!(markdown(text), "Hee! <v> so \\# \\* 1.\n```\na\\!b\n```\n");
+        assert_eq!(markdown(text).text, "Hee! <v> so \\# \\* 1.\n```\na\\!b\n```\n");
     }
 
     #[test]
-    fn an_encrypted_mail_is_told_by_its_type() {
-        let mail = b"Subject: x\r\nContent-Type: multipart/encrypted;\r\n\tboundary=foo\r\n\r\n--foo";
-        assert!(is_encrypted_mail(mail));
-        assert!(!is_encrypted_mail(b"Content-Type: multipart/signed; x\n\nmultipart/encrypted"));
-        assert_eq!(subject(mail).as_deref(), Some("x"));
+    fn a_picture_leaves_its_description_only() {
+        let text = "a ![A duck](media/1.png) [b](http://x) ![Picture 1](2.bin)![x.PNG](data:image/png;base64,AA) c\n";
+        let polished = markdown(text);
+        assert_eq!(polished.text, "a A duck [b](http://x) Picture 1x.PNG c\n");
+        assert!(!polished.is_pictures_alone());
+        assert!(markdown("\\![C:\\pics\\1.png](1.png)\n\n-----\n").is_pictures_alone());
+        assert_eq!(markdown("[![](1.png)](http://x) go").text, " go");
+        assert_eq!(markdown("[note](data:text/plain,x) [1] (2)").text, "note [1] (2)");
+    }
+
+    #[test]
+    fn tags_scripts_and_comments_go_and_words_stay() {
+        let html = "<p>a<!-- no > no --><script>no()</script> <b>b</b><style>no</style>";
+        assert_eq!(untagged(html).split_whitespace().collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -70,22 +70,21 @@ pub(super) async fn run(program: &Path, task: &Task, wall: Duration) -> io::Resu
 /// Reads both streams to their ends; of the second only the beginning is kept.
 async fn listen(child: &mut Child) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (mut output, mut complaint) = (Vec::new(), Vec::new());
-    let stdout = child.stdout.take();
-    let stderr = child.stderr.take();
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let hear_output = async {
-        match stdout {
-            Some(stdout) => stdout.take(OUTPUT_BYTES + 1).read_to_end(&mut output).await,
-            None => Ok(0),
+        if let Some(stdout) = stdout {
+            stdout.take(OUTPUT_BYTES + 1).read_to_end(&mut output).await?;
         }
+        io::Result::Ok(())
     };
     let hear_complaint = async {
-        let Some(mut stderr) = stderr else { return Ok(0) };
-        (&mut stderr).take(COMPLAINT_BYTES).read_to_end(&mut complaint).await?;
-        tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await
+        if let Some(mut stderr) = stderr {
+            (&mut stderr).take(COMPLAINT_BYTES).read_to_end(&mut complaint).await?;
+            tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await?;
+        }
+        io::Result::Ok(())
     };
-    tokio::try_join!(async { hear_output.await.map(|n| n as u64) }, async {
-        hear_complaint.await.map(|n: u64| n)
-    })?;
+    tokio::try_join!(hear_output, hear_complaint)?;
     Ok((output, complaint))
 }
 

@@ -9,6 +9,7 @@ use super::draft::Draft;
 use super::draft::Shape;
 use super::kind;
 use super::kind::Kind;
+use super::mail;
 use super::plain;
 use super::wire::Refusal;
 use crate::domain::Syntax;
@@ -52,7 +53,7 @@ pub(super) fn member(
             let mime = compound::identify(source)?;
             return document::read(whole(source, size)?, mime, hint, draft);
         }
-        Kind::Mailbox => document::mailbox(&whole(source, size)?, draft)?,
+        Kind::Mailbox => mail::mailbox(&whole(source, size)?, draft)?,
         Kind::Zip => {
             let bytes = whole(source, size)?;
             return match document::packaged(&bytes, hint) {

@@ -80,6 +80,47 @@ pub fn is_as_expected(expect: Expect, outcome: &Result<TextFacts, ExtractError>)
     }
 }
 
+/// Figures over many documents.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub files: usize,
+    /// The files whose end `expect` does not allow.
+    pub unexpected: Vec<String>,
+    pub found: usize,
+    pub wanted: usize,
+    pub hard_found: usize,
+    pub hard_wanted: usize,
+    /// The token F1 of each document whose whole text is known.
+    pub scores: Vec<f64>,
+}
+
+impl Tally {
+    /// Counts one document: what became of it, its text (empty without one), and the whole
+    /// text where it is known.
+    pub fn add(
+        &mut self,
+        case: &Case,
+        outcome: &Result<TextFacts, ExtractError>,
+        text: &str,
+        expected: Option<&str>,
+    ) {
+        self.files += 1;
+        if !is_as_expected(case.expect, outcome) {
+            self.unexpected.push(case.file.clone());
+        }
+        self.found += phrases_found(text, &case.contains);
+        self.wanted += case.contains.len();
+        self.hard_found += phrases_found(text, &case.contains_hard);
+        self.hard_wanted += case.contains_hard.len();
+        self.scores.extend(expected.map(|expected| token_f1(text, expected)));
+    }
+
+    /// The mean token F1; zero if no text is known.
+    pub fn mean_f1(&self) -> f64 {
+        self.scores.iter().sum::<f64>() / self.scores.len().max(1) as f64
+    }
+}
+
 /// How many of `phrases` are in `text`, white space, case and compatibility forms aside.
 ///
 /// Markdown's own signs do not hide a phrase: it is looked for in the marked text and in
@@ -147,15 +188,12 @@ fn without_tags(text: &str) -> String {
         } else {
             None
         };
-        match end {
-            Some(end) => {
-                bare.push(' ');
-                rest = &tag[end..];
-            }
-            None => {
-                bare.push('<');
-                rest = &tag[1..];
-            }
+        if let Some(end) = end {
+            bare.push(' ');
+            rest = &tag[end..];
+        } else {
+            bare.push('<');
+            rest = &tag[1..];
         }
     }
     bare.push_str(rest);

@@ -3,6 +3,7 @@
 mod embed;
 mod extract;
 mod fetch;
+mod helper_programs;
 mod hostile;
 mod objects;
 mod queue;
