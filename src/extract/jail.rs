@@ -30,7 +30,7 @@ pub(super) enum Reach {
 
 /// What the kernel agreed to enforce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Enforced {
+pub(super) struct Enforced {
     pub landlock: bool,
     pub seccomp: bool,
 }

@@ -27,7 +27,6 @@ mod wire;
 mod wordml;
 
 pub use child::child_main;
-pub use jail::Enforced;
 pub use process::{Usage, children_usage};
 
 use crate::config;
