@@ -54,29 +54,27 @@ impl Job for Embed {
         let room = ctx.spool.room()?;
         let text = room.path().join("text");
         download(ctx, &extraction, &text).await?;
+        let building = Building { ctx, turn, generation: &generation, extraction: &extraction };
         let (space, plan) = match &generation.plan {
-            Some(encoded) => (
-                generation.space.unwrap_or_default(),
-                decode_plan(encoded).map_err(|error| JobError::fatal("bad_plan", error))?,
-            ),
-            None => make_plan(ctx, turn, &generation, &extraction, &text).await?,
+            Some(encoded) => {
+                let plan = decode_plan(encoded).map_err(|error| JobError::fatal("bad_plan", error))?;
+                (generation.space.unwrap_or_default(), plan)
+            }
+            None => building.make_plan(&text).await?,
         };
-        let source =
-            Source::open(&text, extraction.facts.pages.clone(), extraction.facts.language.clone(), space)?;
-        write_missing(ctx, turn, &generation, &plan, source).await?;
-        finish(ctx, turn, &generation, &extraction, plan.is_empty()).await
+        let facts = &extraction.facts;
+        let source = Source::open(&text, facts.pages.clone(), facts.language.clone(), space)?;
+        building.write_missing(&plan, source).await?;
+        building.finish(plan.is_empty()).await
     }
 
     async fn gave_up(&self, tx: &mut Tx, why: &Why) -> sqlx::Result<()> {
         let Some(generation) = generations::find(&mut **tx, self.generation).await? else { return Ok(()) };
-        match generation.attachment {
-            Some(attachment) => {
-                outcomes::fail(tx, attachment, Reason { code: &why.code, text: &why.reason }).await
-            }
-            None => {
-                let detail = json!({ "code": why.code, "reason": why.reason });
-                generations::finish(tx, generation.id, IndexStatus::Failed, &detail).await
-            }
+        if let Some(attachment) = generation.attachment {
+            outcomes::fail(tx, attachment, Reason { code: &why.code, text: &why.reason }).await
+        } else {
+            let detail = json!({ "code": why.code, "reason": why.reason });
+            generations::finish(tx, generation.id, IndexStatus::Failed, &detail).await
         }
     }
 }
@@ -111,134 +109,112 @@ async fn download(ctx: &Context, extraction: &Extraction, into: &Path) -> Result
     Ok(())
 }
 
-async fn make_plan(
-    ctx: &Context,
-    turn: &Turn,
-    generation: &Generation,
-    extraction: &Extraction,
-    text: &Path,
-) -> Result<(i32, Vec<Span>), JobError> {
-    let mut wanted = ctx.settings.chunk.clone();
-    wanted.size = generation.wanted_size.map_or(wanted.size, |size| size as usize);
-    wanted.overlap = generation.wanted_overlap.map_or(wanted.overlap, |overlap| overlap as usize);
-    let (size, overlap) = chunk::sizes(&wanted, ctx.embedder.max_tokens());
-    let chunker = Chunker::new(ctx.embedder.tokenizer(), size, overlap)?;
-    let (path, syntax) = (text.to_owned(), extraction.facts.syntax);
-    let plan = tokio::task::spawn_blocking(move || chunker.plan(&path, syntax))
-        .await
-        .map_err(|error| JobError::fatal("chunking_failed", error))??;
-
-    let mut tx = turn.begin(ctx).await?;
-    let space = chunks::ensure_space(&mut tx, ctx.embedder.space()).await?;
-    let fixed = Plan {
-        space,
-        chunk_size: size as i32,
-        chunk_overlap: overlap as i32,
-        encoded: &encode_plan(&plan),
-        total: plan.len() as i32,
-    };
-    generations::set_plan(&mut tx, generation.id, &fixed).await?;
-    tell(&mut tx, turn, generation, IndexStatus::Embedding, 0, Some(fixed.total)).await?;
-    tx.commit().await?;
-    Ok((space, plan))
+/// A generation under construction.
+struct Building<'a> {
+    ctx: &'a Context,
+    turn: &'a Turn,
+    generation: &'a Generation,
+    extraction: &'a Extraction,
 }
 
-/// Embeds and writes every chunk that is not stored yet. A batch is written while the next one
-/// is embedded; both together are one checkpoint, so a crash repeats no more than that.
-async fn write_missing(
-    ctx: &Context,
-    turn: &Turn,
-    generation: &Generation,
-    plan: &[Span],
-    source: Source,
-) -> Result<(), JobError> {
-    let mut tx = turn.begin(ctx).await?;
-    let stored: HashSet<i32> = chunks::stored(&mut *tx, generation.id).await?.into_iter().collect();
-    tx.commit().await?;
-    let missing: Vec<(i32, Span)> =
-        (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
-    let mut told = Instant::now();
-    let mut ready: Option<Batch> = None;
-    for spans in missing.chunks((ctx.settings.embed.checkpoint / 2).max(1)) {
-        let write = async {
-            match ready.take() {
-                Some(batch) => store(ctx, turn, generation, plan.len(), &batch, &mut told).await,
-                None => Ok(()),
+impl Building<'_> {
+    async fn make_plan(&self, text: &Path) -> Result<(i32, Vec<Span>), JobError> {
+        let Self { ctx, generation, .. } = *self;
+        let mut wanted = ctx.settings.chunk.clone();
+        wanted.size = generation.wanted_size.map_or(wanted.size, |size| size as usize);
+        wanted.overlap = generation.wanted_overlap.map_or(wanted.overlap, |overlap| overlap as usize);
+        let (size, overlap) = chunk::sizes(&wanted, ctx.embedder.max_tokens());
+        let chunker = Chunker::new(ctx.embedder.tokenizer(), size, overlap)?;
+        let (path, syntax) = (text.to_owned(), self.extraction.facts.syntax);
+        let plan = tokio::task::spawn_blocking(move || chunker.plan(&path, syntax))
+            .await
+            .map_err(|error| JobError::fatal("chunking_failed", error))??;
+
+        let mut tx = self.turn.begin(ctx).await?;
+        let space = chunks::ensure_space(&mut tx, ctx.embedder.space()).await?;
+        let fixed = Plan {
+            space,
+            chunk_size: size as i32,
+            chunk_overlap: overlap as i32,
+            encoded: &encode_plan(&plan),
+            total: plan.len() as i32,
+        };
+        generations::set_plan(&mut tx, generation.id, &fixed).await?;
+        self.tell(&mut tx, IndexStatus::Embedding, 0, fixed.total).await?;
+        tx.commit().await?;
+        Ok((space, plan))
+    }
+
+    /// Embeds and writes every chunk that is not stored yet. A batch is written while the next
+    /// one is embedded; both together are one checkpoint, so a crash repeats no more than that.
+    async fn write_missing(&self, plan: &[Span], source: Source) -> Result<(), JobError> {
+        let mut tx = self.turn.begin(self.ctx).await?;
+        let stored: HashSet<i32> = chunks::stored(&mut *tx, self.generation.id).await?.into_iter().collect();
+        tx.commit().await?;
+        let missing: Vec<(i32, Span)> =
+            (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
+        let total = plan.len() as i32;
+        let mut told = Instant::now();
+        let mut ready: Option<Batch> = None;
+        for spans in missing.chunks((self.ctx.settings.embed.checkpoint / 2).max(1)) {
+            let last = ready.take();
+            let write = async {
+                match &last {
+                    Some(batch) => self.store(batch, total, &mut told).await,
+                    None => Ok(()),
+                }
+            };
+            let (embedded, written) = tokio::join!(source.embed(self.ctx, self.turn, spans), write);
+            written?;
+            ready = Some(embedded?);
+        }
+        match &ready {
+            Some(batch) => self.store(batch, total, &mut told).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn store(&self, batch: &Batch, total: i32, told: &mut Instant) -> Result<(), JobError> {
+        let mut tx = self.turn.begin(self.ctx).await?;
+        let id = self.generation.id;
+        chunks::insert(&mut tx, id, batch.space, batch.language.as_deref(), &batch.chunks).await?;
+        let done = generations::add_done(&mut tx, id, batch.chunks.len() as i32).await?;
+        if told.elapsed() >= PROGRESS_EVERY {
+            self.tell(&mut tx, IndexStatus::Embedding, done, total).await?;
+            *told = Instant::now();
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn finish(&self, no_chunks: bool) -> Result<Done, JobError> {
+        let Self { ctx, turn, generation, extraction } = *self;
+        let completeness = &extraction.facts.completeness;
+        let status = match completeness {
+            _ if no_chunks => IndexStatus::Empty,
+            Completeness::Complete | Completeness::Empty => IndexStatus::Indexed,
+            Completeness::NeedsOcr { .. } | Completeness::Partial { .. } | Completeness::Truncated { .. } => {
+                IndexStatus::Partial
             }
         };
-        let (embedded, written) = tokio::join!(source.embed(ctx, turn, spans), write);
-        written?;
-        ready = Some(embedded?);
-    }
-    match ready {
-        Some(batch) => store(ctx, turn, generation, plan.len(), &batch, &mut told).await,
-        None => Ok(()),
-    }
-}
-
-async fn store(
-    ctx: &Context,
-    turn: &Turn,
-    generation: &Generation,
-    total: usize,
-    batch: &Batch,
-    told: &mut Instant,
-) -> Result<(), JobError> {
-    let mut tx = turn.begin(ctx).await?;
-    chunks::insert(&mut tx, generation.id, batch.space, batch.language.as_deref(), &batch.chunks).await?;
-    let done = generations::add_done(&mut tx, generation.id, batch.chunks.len() as i32).await?;
-    if told.elapsed() >= PROGRESS_EVERY {
-        tell(&mut tx, turn, generation, IndexStatus::Embedding, done, Some(total as i32)).await?;
-        *told = Instant::now();
-    }
-    tx.commit().await?;
-    Ok(())
-}
-
-async fn finish(
-    ctx: &Context,
-    turn: &Turn,
-    generation: &Generation,
-    extraction: &Extraction,
-    no_chunks: bool,
-) -> Result<Done, JobError> {
-    let completeness = &extraction.facts.completeness;
-    let status = match completeness {
-        _ if no_chunks => IndexStatus::Empty,
-        Completeness::Complete | Completeness::Empty => IndexStatus::Indexed,
-        Completeness::NeedsOcr { .. } | Completeness::Partial { .. } | Completeness::Truncated { .. } => {
-            IndexStatus::Partial
+        let mut tx = turn.begin(ctx).await?;
+        let total = chunks::count(&mut *tx, generation.id).await? as i32;
+        generations::finish(&mut tx, generation.id, status, &json!(completeness)).await?;
+        resources::flip(&mut tx, generation.resource, generation.id).await?;
+        for old in generations::superseded(&mut *tx, generation.resource).await? {
+            enqueue(&mut tx, turn.workspace(), &Forget::Generation(old)).await?;
         }
-    };
-    let mut tx = turn.begin(ctx).await?;
-    let total = chunks::count(&mut *tx, generation.id).await? as i32;
-    generations::finish(&mut tx, generation.id, status, &json!(completeness)).await?;
-    resources::flip(&mut tx, generation.resource, generation.id).await?;
-    for old in generations::superseded(&mut *tx, generation.resource).await? {
-        enqueue(&mut tx, turn.workspace(), &Forget::Generation(old)).await?;
+        self.tell(&mut tx, status, total, total).await?;
+        if let Some(attachment) = generation.attachment {
+            outcomes::ready_when_indexed(&mut tx, turn.workspace(), attachment).await?;
+        }
+        turn.finish(tx).await
     }
-    tell(&mut tx, turn, generation, status, total, Some(total)).await?;
-    if let Some(attachment) = generation.attachment {
-        outcomes::ready_when_indexed(&mut tx, turn.workspace(), attachment).await?;
-    }
-    turn.finish(tx).await
-}
 
-async fn tell(
-    tx: &mut Tx,
-    turn: &Turn,
-    generation: &Generation,
-    status: IndexStatus,
-    done: i32,
-    total: Option<i32>,
-) -> Result<(), JobError> {
-    let event = Event::Index {
-        id: generation.id,
-        attachment: generation.attachment,
-        status: status.as_str(),
-        done,
-        total,
-    };
-    announce(tx, turn.workspace(), &event).await?;
-    Ok(())
+    async fn tell(&self, tx: &mut Tx, status: IndexStatus, done: i32, total: i32) -> Result<(), JobError> {
+        let Generation { id, attachment, .. } = *self.generation;
+        let event = Event::Index { id, attachment, status: status.as_str(), done, total: Some(total) };
+        announce(tx, self.turn.workspace(), &event).await?;
+        Ok(())
+    }
 }

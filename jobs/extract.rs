@@ -2,7 +2,7 @@
 //!
 //! After `scan`; `embed` is next for each resource of the attachment. The text is an object
 //! named by the sha256 of its source and the extractor's revision, so the same bytes are read
-//! once per workspace. A file without text ends here as EMPTY or NEEDS_OCR.
+//! once per workspace. A file without text ends here as EMPTY or `NEEDS_OCR`.
 
 use crate::context::Context;
 use crate::domain::{AttachmentId, AttachmentStatus, Completeness, IndexStatus};
@@ -14,7 +14,7 @@ use crate::jobs::scan::download;
 use crate::queue::{Payload, Terms, enqueue_as};
 use crate::store::attachments::Attachment;
 use crate::store::events::{Event, announce};
-use crate::store::extractions::{self, Extraction};
+use crate::store::extractions::{self, Extraction, NewExtraction};
 use crate::store::outcomes::{self, Reason};
 use crate::store::{Tx, generations, resources, verdicts};
 use anyhow::anyhow;
@@ -44,8 +44,10 @@ impl Job for Extract {
         let Some(attachment) = find(ctx, turn, self.attachment).await? else {
             return Ok(turn.nothing_to_write());
         };
-        use AttachmentStatus::{Attached, Ready, Scanning};
-        if !matches!(attachment.status, Scanning | Ready | Attached) {
+        if !matches!(
+            attachment.status,
+            AttachmentStatus::Scanning | AttachmentStatus::Ready | AttachmentStatus::Attached
+        ) {
             return Ok(turn.nothing_to_write());
         }
         check_place(ctx, &attachment)?;
@@ -94,9 +96,14 @@ async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<
     ctx.objects.upload(&attachment.bucket, &key, &text, Some("text/plain; charset=utf-8")).await?;
 
     let mut tx = turn.begin(ctx).await?;
-    let place = (attachment.bucket.as_str(), key.as_str());
-    let id = extractions::record(&mut tx, turn.workspace(), sha256_of(attachment), &revision, place, &facts)
-        .await?;
+    let new = NewExtraction {
+        sha256: sha256_of(attachment),
+        extractor: &revision,
+        bucket: &attachment.bucket,
+        key: &key,
+        facts: &facts,
+    };
+    let id = extractions::record(&mut tx, turn.workspace(), &new).await?;
     tx.commit().await?;
     Ok(Extraction { id, bucket: attachment.bucket.clone(), key, facts })
 }

@@ -160,14 +160,10 @@ pub struct Why {
 impl From<ObjectError> for JobError {
     fn from(error: ObjectError) -> Self {
         match error {
-            // Written a moment ago and not there yet, or gone: a few more looks, then the reason is told.
-            ObjectError::Missing => Self::transient(error),
             ObjectError::Changed { .. } => Self::refused("object_changed", error),
             ObjectError::TooLarge { .. } => Self::refused("too_large", error),
-            // Rights and endpoints are mended by people while the jobs wait.
-            ObjectError::Denied | ObjectError::Rejected { .. } | ObjectError::HalfCredentials => {
-                Self::transient(error)
-            }
+            // Also what is missing, denied or rejected: a few more looks, while people mend
+            // rights and endpoints; then the reason is told.
             _ => Self::transient(error),
         }
     }

@@ -48,7 +48,8 @@ fn a_module_names_only_floors_below_its_own() {
     let mut wrong = Vec::new();
     for file in &files {
         let module = module_of(file, root);
-        let floor = floor_of(&module).unwrap_or_else(|| panic!("{module} stands on no floor: add it to FLOORS"));
+        let floor =
+            floor_of(&module).unwrap_or_else(|| panic!("{module} stands on no floor: add it to FLOORS"));
         let text = std::fs::read_to_string(file).expect("a source file");
         for (n, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use std::fmt::Write as _;
 
 /// A small tokenizer of the family that most embedding models use: known words, else
 /// letters, else (beyond a hundred letters) unknown.
@@ -111,7 +112,7 @@ proptest! {
 fn long_text(sentences: usize) -> String {
     let mut text = String::new();
     for n in 0..sentences {
-        text.push_str(&format!("The mill number {n} grinds corn with water. "));
+        let _ = write!(text, "The mill number {n} grinds corn with water. ");
         if n % 7 == 6 {
             text.push_str("\n\n");
         }

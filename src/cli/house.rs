@@ -33,7 +33,7 @@ impl House {
             let (access, secret) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
             let server =
                 EmbeddedS3::start(&settings.embedded.data_dir.join("objects"), &access, &secret).await?;
-            settings.objects.endpoint = server.endpoint.clone();
+            settings.objects.endpoint.clone_from(&server.endpoint);
             settings.objects.access_key = Some(SecretString::from(access));
             settings.objects.secret_key = Some(SecretString::from(secret));
             store = Some(server);

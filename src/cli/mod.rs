@@ -50,7 +50,7 @@ enum What {
     Demo(demo::Demo),
     /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
     Eval(eval::run::Eval),
-    /// Measures extraction on a folder with a docs_manifest.jsonl: states, phrases, token F1.
+    /// Measures extraction on a folder with a `docs_manifest.jsonl`: states, phrases, token F1.
     EvalDocs(eval::docs::EvalDocs),
     /// Measures speed, as ratios within one run.
     #[command(subcommand)]

@@ -104,7 +104,9 @@ impl Ingest {
             }
         }
         if self.no_wait {
-            ids.iter().for_each(|id| println!("{id}"));
+            for id in ids {
+                println!("{id}");
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let worker = Worker::start(&ctx, every_kind)?;

@@ -39,7 +39,7 @@ pub struct Search {
     metadata: Option<String>,
     #[arg(long, value_enum, default_value_t = Side::Hybrid)]
     by: Side,
-    /// How many passages; the default is search.top_k.
+    /// How many passages; the default is `search.top_k`.
     #[arg(long)]
     top_k: Option<u32>,
     /// How many chunks before and after each passage come with it.

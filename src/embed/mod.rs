@@ -142,8 +142,11 @@ mod tests {
     #[test]
     fn vectors_that_would_poison_an_index_are_refused() {
         let good = vec![0.6, 0.8];
-        assert!(check(&[good.clone()], 1, 2).is_ok());
-        assert!(matches!(check(&[good.clone()], 2, 2), Err(EmbedError::Count { asked: 2, got: 1 })));
+        assert!(check(std::slice::from_ref(&good), 1, 2).is_ok());
+        assert!(matches!(
+            check(std::slice::from_ref(&good), 2, 2),
+            Err(EmbedError::Count { asked: 2, got: 1 })
+        ));
         assert!(matches!(
             check(&[good.clone(), vec![1.0]], 2, 2),
             Err(EmbedError::Dimensions { index: 1, expected: 2, got: 1 })

@@ -25,7 +25,7 @@ const REFUSED_V4: [(Ipv4Net, &str); 16] = [
 ];
 
 /// Named only so that a refusal can tell them apart; all but the last four lie outside of
-/// 2000::/3 and would be refused as "not global unicast" anyway.
+/// `2000::/3` and would be refused as "not global unicast" anyway.
 const REFUSED_V6: [(Ipv6Net, &str); 14] = [
     (v6([0; 8], 96), "IPv4-compatible or unspecified"),
     (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), "NAT64"),

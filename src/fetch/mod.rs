@@ -196,12 +196,11 @@ fn accept(response: Response) -> Result<Response, FetchError> {
 
 /// Seconds or a date (RFC 9110, section 10.2.3), at most an hour.
 fn retry_after(value: &str) -> Option<Duration> {
-    let wait = match value.trim().parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = chrono::DateTime::parse_from_rfc2822(value.trim()).ok()?;
-            date.signed_duration_since(chrono::Utc::now()).to_std().unwrap_or_default()
-        }
+    let wait = if let Ok(seconds) = value.trim().parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = chrono::DateTime::parse_from_rfc2822(value.trim()).ok()?;
+        date.signed_duration_since(chrono::Utc::now()).to_std().unwrap_or_default()
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }

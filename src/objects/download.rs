@@ -152,9 +152,8 @@ impl Objects {
                 Ok(Some(Err(_))) if landing.total == Some(landing.written) => {
                     return Err(Broken::Final(ObjectError::Corrupt));
                 }
-                Ok(Some(Err(_))) => return Err(Broken::Cut),
                 Ok(None) if landing.total.is_none_or(|total| total == landing.written) => return Ok(()),
-                Ok(None) => return Err(Broken::Cut),
+                Ok(Some(Err(_)) | None) => return Err(Broken::Cut),
             }
         }
     }

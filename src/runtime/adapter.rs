@@ -126,7 +126,7 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
                 Outcome::Retry { reason } => tracing::warn!(reason, "failed; will be tried again"),
                 Outcome::Wait { delay, reason } => tracing::info!(?delay, reason, "waits"),
                 Outcome::HandedBack { reason } | Outcome::Cancelled { reason } => {
-                    tracing::info!(reason, "ended")
+                    tracing::info!(reason, "ended");
                 }
                 Outcome::Done => {}
             }

@@ -59,7 +59,7 @@ impl Worker {
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         for lane in [INTERACTIVE, BULK] {
-            worker.open_lane(ctx, registries(), lane, &name, bell.clone())?;
+            worker.open_lane(ctx, registries(), (lane, &name), bell.clone())?;
         }
         Ok(worker)
     }
@@ -68,8 +68,7 @@ impl Worker {
         &mut self,
         ctx: &Arc<Context>,
         registry: Registry,
-        lane: i32,
-        name: &str,
+        (lane, name): (i32, &str),
         bell: Arc<Notify>,
     ) -> anyhow::Result<()> {
         let settings = &ctx.settings.queue;

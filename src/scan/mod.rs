@@ -224,11 +224,11 @@ impl Scanner {
         let (content, shape) = kind::detect(&mut file, self.settings.max_members)?;
         let budget = Budget::new(&self.settings, size);
         let mut walker = Walker { rules: &self.rules, budget, notes: Vec::new() };
-        let walked = walker.file(&mut file, shape, scope(content, shape));
+        let findings = walker.file(&mut file, shape, scope(content, shape));
         let mut limits_hit: Vec<String> = walker.notes.iter().map(|note| (*note).to_owned()).collect();
         limits_hit.dedup();
         let refusal = self.refusal(content, claims);
-        let outcome = match (walked, refusal) {
+        let outcome = match (findings, refusal) {
             (Err(Halt::Io(error)), _) => return Err(error.into()),
             (Err(Halt::Found(signature)), _) => Outcome::Infected { signature },
             (_, Some(reason)) => Outcome::Refused { reason },

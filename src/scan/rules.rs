@@ -56,7 +56,7 @@ struct Rule {
 /// Every rule in one automaton.
 #[derive(Debug)]
 pub(super) struct Rules {
-    rules: Vec<Rule>,
+    all: Vec<Rule>,
     automaton: AhoCorasick,
     longest: usize,
     /// Changes with the rules.
@@ -108,7 +108,7 @@ impl Rules {
             .ascii_case_insensitive(true)
             .build(&strings)?;
         let version = hex::encode(&Sha256::digest(SIGNATURES)[..4]);
-        Ok(Self { rules, automaton, longest, version })
+        Ok(Self { all: rules, automaton, longest, version })
     }
 
     /// A sieve for one part.
@@ -159,7 +159,7 @@ impl Sieve<'_> {
         if seen == 0 {
             return None;
         }
-        self.rules.rules.iter().find(fires).map(|rule| rule.name.as_str())
+        self.rules.all.iter().find(fires).map(|rule| rule.name.as_str())
     }
 }
 

@@ -39,7 +39,8 @@ const DOCX: &str = "application/vnd.openxmlformats-officedocument.wordprocessing
 async fn declared_type_extension_and_content_are_weighed() {
     // name, declared, content, refused under trust_content, refused under refuse, detected
     let docx = docx();
-    let table: [(&str, &str, &[u8], bool, bool, &str); 18] = [
+    type Row<'a> = (&'a str, &'a str, &'a [u8], bool, bool, &'a str);
+    let table: [Row<'_>; 18] = [
         ("a.pdf", "application/pdf", b"%PDF-1.7\nx", false, false, "application/pdf"),
         ("a.docx", DOCX, &docx, false, false, DOCX),
         ("a.txt", "text/plain; charset=utf-8", b"plain words", false, false, "text/plain"),

@@ -29,7 +29,7 @@ fn is_control(byte: u8) -> bool {
 fn is_letters(head: &[u8]) -> bool {
     let count = |wanted: fn(&u8) -> bool| head.iter().filter(|&b| wanted(b)).count();
     let spaces = count(|b| matches!(b, b' ' | b'\n' | b'\t' | b'\r'));
-    let ascii = count(|b| b.is_ascii_graphic());
+    let ascii = count(u8::is_ascii_graphic);
     let high_letters = count(|&b| b >= 0xc0);
     (spaces * 40 >= head.len() || head.len() < 40) && (ascii + high_letters + spaces) * 10 >= head.len() * 7
 }

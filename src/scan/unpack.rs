@@ -111,15 +111,15 @@ impl Walker<'_> {
         self.budget.member()?;
         let mut piece = vec![0; PIECE];
         let mut filled = fill(reader, &mut piece)?;
-        let shape = shape(&piece[..filled]);
-        if shape == Shape::Executable && scope == Scope::Office {
+        let form = shape(&piece[..filled]);
+        if form == Shape::Executable && scope == Scope::Office {
             return Err(Halt::Found("Gristmill.Document.Executable".to_owned()));
         }
         // A tar inside of a gz is one archive, not two, and no single member.
-        let tar_gz = shape == Shape::Tar && name.is_empty() && share.counted;
+        let tar_gz = form == Shape::Tar && name.is_empty() && share.counted;
         share.capped &= !tar_gz;
         let manifest = scope == Scope::Office && name == "META-INF/manifest.xml";
-        let flat = matches!(shape, Shape::Leaf | Shape::Executable);
+        let flat = matches!(form, Shape::Leaf | Shape::Executable);
         let mut spool = if flat { None } else { Some(tempfile::tempfile()?) };
         let mut sieve = self.rules.sieve();
         let mut size = 0;
@@ -136,12 +136,12 @@ impl Walker<'_> {
             }
             filled = fill(reader, &mut piece)?;
         }
-        let scope = if shape == Shape::Pdf { Scope::Pdf } else { scope };
+        let scope = if form == Shape::Pdf { Scope::Pdf } else { scope };
         if let Some(name) = sieve.verdict(scope) {
             return Err(Halt::Found(name.to_owned()));
         }
         match spool {
-            Some(mut file) => self.inside(&mut file, shape, if tar_gz { depth } else { depth + 1 }, scope),
+            Some(mut file) => self.inside(&mut file, form, if tar_gz { depth } else { depth + 1 }, scope),
             None => Ok(()),
         }
     }

@@ -54,31 +54,38 @@ pub async fn get(db: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Extra
     .transpose()
 }
 
+/// An extraction whose text has been put in its place.
+#[derive(Debug, Clone, Copy)]
+pub struct NewExtraction<'a> {
+    pub sha256: &'a str,
+    pub extractor: &'a str,
+    pub bucket: &'a str,
+    pub key: &'a str,
+    pub facts: &'a TextFacts,
+}
+
 /// Stores where a text lies; a twin that was faster keeps its row.
 pub async fn record(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    sha256: &str,
-    extractor: &str,
-    (bucket, key): (&str, &str),
-    facts: &TextFacts,
+    new: &NewExtraction<'_>,
 ) -> sqlx::Result<Uuid> {
     sqlx::query!(
         "INSERT INTO gristmill.extractions (workspace_id, sha256, extractor, bucket, key, facts)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (workspace_id, sha256, extractor) DO NOTHING",
         workspace.0,
-        sha256,
-        extractor,
-        bucket,
-        key,
-        decoded(serde_json::to_value(facts))?,
+        new.sha256,
+        new.extractor,
+        new.bucket,
+        new.key,
+        decoded(serde_json::to_value(new.facts))?,
     )
     .execute(&mut *conn)
     .await?;
     sqlx::query_scalar!(
         "SELECT id FROM gristmill.extractions WHERE sha256 = $1 AND extractor = $2",
-        sha256,
-        extractor
+        new.sha256,
+        new.extractor
     )
     .fetch_one(conn)
     .await

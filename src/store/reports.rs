@@ -17,7 +17,7 @@ pub struct Standing {
     pub index: Option<String>,
     pub done: i32,
     pub total: Option<i32>,
-    /// What the index lacks, when it is PARTIAL or NEEDS_OCR.
+    /// What the index lacks, when it is PARTIAL or `NEEDS_OCR`.
     pub detail: Option<serde_json::Value>,
     pub seconds: f64,
 }

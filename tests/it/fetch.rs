@@ -80,11 +80,11 @@ fn settings(allow: &[&str]) -> config::Fetch {
 
 async fn get(fetcher: &Fetcher, url: &str) -> Result<gristmill::fetch::Fetched, FetchError> {
     let into = tempfile::NamedTempFile::new().unwrap();
-    let fetched = fetcher.download(url, into.path()).await?;
+    let landed = fetcher.download(url, into.path()).await?;
     let bytes = std::fs::read(into.path()).unwrap();
-    assert_eq!(fetched.sha256, hex::encode(Sha256::digest(&bytes)));
-    assert_eq!(fetched.size, bytes.len() as u64);
-    Ok(fetched)
+    assert_eq!(landed.sha256, hex::encode(Sha256::digest(&bytes)));
+    assert_eq!(landed.size, bytes.len() as u64);
+    Ok(landed)
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
 //! The one integration binary.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
+
 mod embed;
 mod extract;
 mod fetch;

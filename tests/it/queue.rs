@@ -54,7 +54,7 @@ impl Job for Act {
             Deed::Fail => return Err(JobError::transient(anyhow::anyhow!("the world was in the way"))),
             Deed::Refuse => return Err(JobError::fatal("refused", anyhow::anyhow!("never"))),
             Deed::Panic => panic!("kaboom"),
-            Deed::Hang => tokio::time::sleep(Duration::from_secs(600)).await,
+            Deed::Hang => tokio::time::sleep(Duration::from_mins(10)).await,
             Deed::BlockThread => std::thread::sleep(Duration::from_millis(2500)),
             Deed::WaitOnce => {
                 if turn.attempt == 1

@@ -20,7 +20,7 @@ use std::time::Instant;
 /// Arguments of `eval-docs`.
 #[derive(Debug, Args)]
 pub struct EvalDocs {
-    /// A folder with docs_manifest.jsonl.
+    /// A folder with `docs_manifest.jsonl`.
     folder: PathBuf,
     /// List the phrases that were not found.
     #[arg(long)]

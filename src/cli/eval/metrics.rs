@@ -1,6 +1,6 @@
 //! How good a ranking is, against what people judged.
 //!
-//! Documents nobody judged count as irrelevant, as trec_eval and BEIR have it.
+//! Documents nobody judged count as irrelevant, as `trec_eval` and BEIR have it.
 
 use std::collections::HashMap;
 

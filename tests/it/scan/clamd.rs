@@ -28,7 +28,7 @@ async fn fake(manner: Manner) -> (String, tokio::task::JoinHandle<()>) {
                 }
                 stream.read_exact(&mut command[9..]).await.ok()?;
                 match manner {
-                    Manner::Hangs => tokio::time::sleep(Duration::from_secs(60)).await,
+                    Manner::Hangs => tokio::time::sleep(Duration::from_mins(1)).await,
                     Manner::Resets => {}
                     Manner::Refuses => {
                         stream.read_exact(&mut [0; 1000]).await.ok()?;

@@ -91,9 +91,11 @@ async fn an_attachment_cannot_begin_as_ready(db: PgPool) -> anyhow::Result<()> {
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn an_attachment_without_a_size_and_checksum_is_not_scanned(db: PgPool) -> anyhow::Result<()> {
+async fn an_attachment_without_a_size_and_checksum_is_not_ready(db: PgPool) -> anyhow::Result<()> {
     insert_samples(&db).await?;
-    let outcome = attempt(&db, "UPDATE gristmill.attachments SET status = 'SCANNING'").await;
+    let mut tx = db.begin().await?;
+    run(&mut tx, "UPDATE gristmill.attachments SET status = 'SCANNING'").await?;
+    let outcome = run(&mut tx, "UPDATE gristmill.attachments SET status = 'READY'").await;
     assert_eq!(refusal(outcome), CHECK_VIOLATION);
     Ok(())
 }
