@@ -117,8 +117,10 @@ async fn judge(
     }
     let report = ctx.scanner.scan(file, &claims).await?;
     let mime = report.detected_mime.clone();
+    let mut limits_hit = report.limits_hit;
     let (outcome, signature, detail) = match report.outcome {
-        Outcome::Clean => ("CLEAN", None, None),
+        // What a clean file was noted for is no limit: only remarks remain.
+        Outcome::Clean => ("CLEAN", None, Some(limits_hit.drain(..).collect::<Vec<_>>().join(", "))),
         Outcome::Infected { signature } => ("INFECTED", Some(signature), None),
         Outcome::Unscannable { reason } => ("UNSCANNABLE", None, Some(reason)),
         Outcome::Refused { reason } => return Ok(Judged { verdict: None, refusal: Some(reason), mime }),
@@ -129,8 +131,8 @@ async fn judge(
         engine: report.engine,
         signature_version: report.signature_version,
         signature,
-        detail,
-        limits_hit: report.limits_hit,
+        detail: detail.filter(|text| !text.is_empty()),
+        limits_hit,
         detected_mime: report.detected_mime,
         size: landed.size as i64,
     };

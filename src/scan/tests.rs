@@ -35,11 +35,13 @@ const PE: &[u8] = b"MZ\x90\0\x03\0\0\0\x04\0\0\0\xff\xff\0\0\xb8\0\0\0\0\0\0\0\x
 const ELF: &[u8] = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0";
 const DOCX: &str = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
 
+/// Name, declared type, content, whether refused under each policy, and the type detected.
+type Row<'a> = (&'a str, &'a str, &'a [u8], bool, bool, &'a str);
+
 #[tokio::test]
 async fn declared_type_extension_and_content_are_weighed() {
     // name, declared, content, refused under trust_content, refused under refuse, detected
     let docx = docx();
-    type Row<'a> = (&'a str, &'a str, &'a [u8], bool, bool, &'a str);
     let table: [Row<'_>; 18] = [
         ("a.pdf", "application/pdf", b"%PDF-1.7\nx", false, false, "application/pdf"),
         ("a.docx", DOCX, &docx, false, false, DOCX),

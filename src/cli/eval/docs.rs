@@ -124,7 +124,11 @@ fn as_expected(judged: &Judged) -> bool {
     let has_text = !judged.text.trim().is_empty();
     let told = index.is_some_and(|index| index != "INDEXED") || has_text;
     match judged.case.expect {
-        Expect::Text => status == "READY" && (has_text || index == Some("NEEDS_OCR")),
+        // EMPTY is right where the manifest itself names nothing that stands on a page.
+        Expect::Text => {
+            let blank = judged.case.contains.is_empty() && judged.case.expected_text.is_none();
+            status == "READY" && (has_text || index == Some("NEEDS_OCR") || (blank && index == Some("EMPTY")))
+        }
         Expect::EncryptedError => match status {
             "FAILED" => code == "parser_encrypted" || code == "unscannable",
             _ => status == "READY" && has_text,

@@ -78,8 +78,11 @@ async fn measure(house: &House, ctx: &std::sync::Arc<Context>, set: &Set) -> any
     worker.stop().await;
     let documents = documents?;
 
-    let questions: Vec<String> = set.questions.iter().map(|question| question.text.clone()).collect();
-    let vectors = ctx.embedder.embed(questions).await?;
+    // One at a time, as `search` does: an int8 model's vectors depend a little on their batch.
+    let mut vectors = Vec::new();
+    for question in &set.questions {
+        vectors.extend(ctx.embedder.embed(vec![question.text.clone()]).await?);
+    }
     let search = &ctx.settings.search;
     let mut tx = crate::store::tenant(&ctx.db, workspace).await?;
     let setting = Setting {
