@@ -11,7 +11,7 @@ use crate::jobs::Extract;
 use crate::jobs::fetch::{check_place, find};
 use crate::objects::{Landed, Pin};
 use crate::queue::{Payload, Terms, enqueue_as};
-use crate::scan::{Claims, Outcome};
+use crate::scan::{Claims, Outcome, ScanError};
 use crate::store::Tx;
 use crate::store::attachments::{self, Attachment};
 use crate::store::outcomes::{self, Reason};
@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
+
+/// Between two looks whether clamd is there again.
+const CLAMD_PAUSE: Duration = Duration::from_secs(5);
 
 /// Scans one attachment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -103,7 +106,11 @@ async fn judge(
         name: attachment.name.clone().or_else(|| attachment.key.rsplit('/').next().map(str::to_owned)),
         mime: attachment.mime.clone(),
     };
-    let engine = ctx.scanner.engine().await?;
+    let engine = ctx.scanner.engine().await.map_err(|error| match error {
+        // Its version does not depend on the file: clamd is away, and files wait until it is back.
+        ScanError::Clamd(error) => JobError::Wait { delay: CLAMD_PAUSE, reason: error.to_string() },
+        other => other.into(),
+    })?;
     let mut tx = turn.begin(ctx).await?;
     let known = verdicts::find(&mut *tx, &landed.sha256, &engine.name, &engine.signature_version).await?;
     tx.commit().await?;

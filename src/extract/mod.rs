@@ -38,10 +38,10 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use wire::{Answer, EXIT_ANSWERED, EXIT_NOT_BEGUN, EXIT_PANICKED, Refusal, Task};
 
-/// Raised whenever the same bytes would give another text.
 /// The hidden subcommand that a child runs as.
 pub const CHILD: &str = "extract-child";
 
+/// Raised whenever the same bytes would give another text.
 const REVISION: &str = "gristmill-1/xberg-1.3.10";
 
 /// What is known of a file beside its bytes.
@@ -153,9 +153,13 @@ impl Extractor {
 
     /// Names the extractor; texts of one revision are the same for the same bytes.
     pub fn revision(&self) -> String {
+        // A text that was cut must not answer for the whole one once the ceiling is raised.
+        let ceiling = self.settings.max_text_bytes;
         match &self.ocr {
-            ocr::Ocr::Off => REVISION.to_owned(),
-            ocr::Ocr::Tesseract { .. } => format!("{REVISION}+tesseract-{}", self.settings.ocr_languages),
+            ocr::Ocr::Off => format!("{REVISION}+max-{ceiling}"),
+            ocr::Ocr::Tesseract { .. } => {
+                format!("{REVISION}+max-{ceiling}+tesseract-{}", self.settings.ocr_languages)
+            }
         }
     }
 

@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// A server with one answer for each path; it counts who connects.
-struct Server {
-    port: u16,
-    connections: Arc<AtomicUsize>,
+pub struct Server {
+    pub port: u16,
+    pub connections: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -22,7 +22,7 @@ impl Drop for Server {
     }
 }
 
-async fn server(host: &str, answers: Vec<(&'static str, Vec<u8>)>) -> Server {
+pub async fn server(host: &str, answers: Vec<(&'static str, Vec<u8>)>) -> Server {
     let listener = TcpListener::bind((host, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let connections = Arc::new(AtomicUsize::new(0));
@@ -49,7 +49,7 @@ async fn server(host: &str, answers: Vec<(&'static str, Vec<u8>)>) -> Server {
     Server { port, connections, task }
 }
 
-fn ok(headers: &str, body: &[u8]) -> Vec<u8> {
+pub fn ok(headers: &str, body: &[u8]) -> Vec<u8> {
     let head =
         format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
     [head.as_bytes(), body].concat()

@@ -67,7 +67,7 @@ async fn bounded(name: &str, bytes: &[u8]) -> Result<(), ExtractError> {
     outcome.map(drop)
 }
 
-fn xlsx(sheet: &dyn Fn(&mut dyn Write)) -> Vec<u8> {
+pub fn xlsx(sheet: &dyn Fn(&mut dyn Write)) -> Vec<u8> {
     const PARTS: [(&str, &str); 4] = [
         (
             "[Content_Types].xml",

@@ -8,6 +8,7 @@ mod extract;
 mod fetch;
 mod helper_programs;
 mod hostile;
+mod ingest;
 mod objects;
 mod queue;
 mod retrieval;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-mod clamd;
+pub mod clamd;
 
 const MIB: u64 = 1 << 20;
 
@@ -27,11 +27,11 @@ fn settings(clamd: &str) -> config::Scan {
 }
 
 /// From two halves: no file of ours may hold it whole.
-fn eicar() -> Vec<u8> {
+pub fn eicar() -> Vec<u8> {
     ["X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-", "ANTIVIRUS-TEST-FILE!$H+H*"].concat().into_bytes()
 }
 
-fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (name, bytes) in members {
         zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
@@ -126,7 +126,7 @@ fn own() -> Scanner {
 }
 
 /// EICAR in each of its hiding places.
-fn infected() -> Vec<(&'static str, Vec<u8>)> {
+pub fn infected() -> Vec<(&'static str, Vec<u8>)> {
     let eicar = eicar();
     let zip = zip_of(&[("a.txt", b"hello"), ("eicar.com", &eicar)]);
     vec![
@@ -203,7 +203,7 @@ async fn a_macro_that_starts_itself_and_a_shell_is_infected_and_others_are_not()
 }
 
 /// Streams zeros into a zip member without holding them.
-fn zeros_in_zip(size: u64) -> Vec<u8> {
+pub fn zeros_in_zip(size: u64) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let level = if size > 100 * MIB { 1 } else { 6 };
     let options = zip::write::SimpleFileOptions::default().compression_level(Some(level));
@@ -233,7 +233,7 @@ fn long_names(count: usize) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-fn nested(depth: u32) -> Vec<u8> {
+pub fn nested(depth: u32) -> Vec<u8> {
     (0..depth).fold(b"the core".to_vec(), |inner, _| zip_of(&[("inner.zip", &inner)]))
 }
 
@@ -348,7 +348,7 @@ async fn what_cannot_be_looked_into_is_not_clean() {
 }
 
 /// `../shared/data` as seen from the repository or from a worktree of it.
-fn corpus() -> Option<PathBuf> {
+pub fn corpus() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     ["../shared/data", "../../shared/data"].iter().map(|p| root.join(p)).find(|p| p.is_dir())
 }

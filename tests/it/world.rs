@@ -51,7 +51,17 @@ impl World {
         let workspace = gristmill::store::tenants::ensure_workspace(&mut conn, "acme").await?;
         let embedder = gristmill::embed::Embedder::hashing(64);
         let ctx = Context::with(settings, program(), db, embedder)?;
+        ctx.objects.ensure_bucket(&ctx.settings.objects.bucket).await?;
         Ok(Self { ctx: Arc::new(ctx), workspace, admin, _folder: folder, _store: store })
+    }
+
+    /// As if every worker had been started anew, with other settings.
+    pub fn restart(&mut self, change: impl FnOnce(&mut Config)) -> anyhow::Result<()> {
+        let mut settings = self.ctx.settings.clone();
+        change(&mut settings);
+        let embedder = gristmill::embed::Embedder::hashing(64);
+        self.ctx = Arc::new(Context::with(settings, program(), self.ctx.db.clone(), embedder)?);
+        Ok(())
     }
 
     /// Works until no job is due, running, or scheduled, then stops and checks for leaks.

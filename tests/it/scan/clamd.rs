@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 /// How a false clamd treats a stream; its VERSION is always in order.
 #[derive(Debug, Clone, Copy)]
-enum Manner {
+pub enum Manner {
     Says(&'static [u8]),
     Hangs,
     /// Closes without a word, unread bytes behind it: the client sees a reset.
@@ -14,7 +14,7 @@ enum Manner {
     Refuses,
 }
 
-async fn fake(manner: Manner) -> (String, tokio::task::JoinHandle<()>) {
+pub async fn fake(manner: Manner) -> (String, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let task = tokio::spawn(async move {
