@@ -127,7 +127,7 @@ async fn judge(
     let mut limits_hit = report.limits_hit;
     let (outcome, signature, detail) = match report.outcome {
         // What a clean file was noted for is no limit: only remarks remain.
-        Outcome::Clean => ("CLEAN", None, Some(limits_hit.drain(..).collect::<Vec<_>>().join(", "))),
+        Outcome::Clean => ("CLEAN", None, Some(std::mem::take(&mut limits_hit).join(", "))),
         Outcome::Infected { signature } => ("INFECTED", Some(signature), None),
         Outcome::Unscannable { reason } => ("UNSCANNABLE", None, Some(reason)),
         Outcome::Refused { reason } => return Ok(Judged { verdict: None, refusal: Some(reason), mime }),
