@@ -1,5 +1,6 @@
 //! The one integration binary.
 
+mod crash;
 mod embed;
 mod extract;
 mod fetch;

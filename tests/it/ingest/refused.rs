@@ -5,7 +5,6 @@ use crate::hostile::xlsx;
 use crate::scan::clamd::{Manner, fake};
 use crate::{fetch, scan};
 use gristmill::runtime::{Registry, Worker};
-use std::io::Write;
 use std::sync::atomic::Ordering;
 
 impl World {
