@@ -1,5 +1,6 @@
 //! The one integration binary.
 
+mod cli;
 mod crash;
 mod embed;
 mod extract;
@@ -8,6 +9,7 @@ mod helper_programs;
 mod hostile;
 mod ingest;
 mod objects;
+mod payloads;
 mod queue;
 mod retrieval;
 mod scan;
