@@ -268,3 +268,6 @@ BEGIN
     RETURN space;
 END
 $$;
+-- It runs with the owner's rights, to make an index: nobody but the worker may call it.
+REVOKE EXECUTE ON FUNCTION gristmill.ensure_space FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION gristmill.ensure_space TO gristmill_worker;

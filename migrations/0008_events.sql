@@ -11,7 +11,7 @@ CREATE TABLE gristmill.events (
     body         jsonb NOT NULL DEFAULT '{}',
     created_at   timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX events_by_workspace ON gristmill.events (workspace_id, id);
+CREATE INDEX events_by_workspace ON gristmill.events (workspace_id, xid, id);
 CREATE INDEX events_by_subject ON gristmill.events (subject_id, id);
 
 -- The payload is the id alone: a listener reads the row, and rights decide what it sees.

@@ -57,7 +57,7 @@ impl Demo {
         }
         forget_runs_before(&ctx, house, workspace).await?;
         println!(
-            "Now your own: gristmill ingest FOLDER && gristmill search \"…\"   ({:.1} s in all)",
+            "Now your own: `make demo DOCS=FOLDER`, or gristmill ingest FOLDER && gristmill search \"…\"   ({:.1} s in all)",
             began.elapsed().as_secs_f64()
         );
         Ok(ExitCode::SUCCESS)

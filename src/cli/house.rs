@@ -45,6 +45,11 @@ impl House {
         Ok(house)
     }
 
+    /// Nothing but the settings, for a command that needs no services of ours.
+    pub fn bare(settings: Config) -> Self {
+        Self { settings, postgres: None, store: None }
+    }
+
     /// Brings the schema up to date as the role that logs in; several at once are safe.
     pub async fn migrate(&self) -> anyhow::Result<usize> {
         let db = self.owner().await?;

@@ -19,7 +19,12 @@ use std::process::ExitCode;
 
 /// The background worker of a chat product, inside its own Postgres.
 #[derive(Debug, Parser)]
-#[command(name = "gristmill", version, about, arg_required_else_help = true)]
+#[command(
+    name = "gristmill",
+    version,
+    about = "The background worker of a chat product, inside its own Postgres",
+    arg_required_else_help = true
+)]
 pub struct Command {
     /// Settings in TOML; every key and its default stand in config/default.toml.
     #[arg(long, global = true, value_name = "FILE")]
@@ -85,9 +90,14 @@ impl Command {
         start_log(&settings)?;
         if let What::Worker = self.what {
             anyhow::ensure!(settings.database.url.is_some(), "set DATABASE_URL, or use `gristmill up`");
+            let store = !settings.objects.endpoint.is_empty() || settings.objects.access_key.is_some();
+            anyhow::ensure!(store, "set objects.endpoint and its keys, or use `gristmill up`");
         }
         if let What::Migrate = self.what {
             anyhow::ensure!(settings.database.url.is_some(), "set DATABASE_URL to the owner's address");
+        }
+        if let What::Migrate = self.what {
+            return operate::migrate(&House::bare(settings)).await;
         }
         let house = House::open(settings).await?;
         let ended = match self.what {

@@ -114,6 +114,9 @@ impl Ingest {
         worker.stop().await;
         let ended = ended?;
         println!("{}", watch::table(&ended));
+        for standing in &ended {
+            println!("{}  {}", standing.id, standing.name.as_deref().unwrap_or("-"));
+        }
         let failed = ended.iter().filter(|s| matches!(s.status.as_str(), "FAILED" | "QUARANTINED")).count();
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) })
     }
@@ -179,6 +182,8 @@ pub struct Jobs {
     /// Only jobs in this state: scheduled, waiting, running, parked, done, dead, cancelled.
     #[arg(long)]
     state: Option<String>,
+    /// How many.
+    /// How many at most.
     #[arg(long, default_value_t = 20)]
     limit: i64,
 }

@@ -139,7 +139,11 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
             settle_given_up(bench, job, &why, written);
         }
         End::Bury(why) => {
-            tracing::error!(code = why.code, reason = why.reason, "dead; `gristmill jobs retry` revives it");
+            tracing::error!(
+                code = why.code,
+                reason = why.reason,
+                "dead: the reason stands on its row and its subject"
+            );
             let written = give_up(bench, job, &why, true).await;
             settle_given_up(bench, job, &why, written);
         }

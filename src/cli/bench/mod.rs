@@ -13,7 +13,7 @@ use std::process::ExitCode;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// Chunks a second of the whole embed job over raw ONNX Runtime's best layout.
+    /// The whole embed job's chunks a second, as a ratio to raw ONNX Runtime's best layout.
     Embed(Embed),
 }
 
