@@ -21,11 +21,16 @@ use crate::store::outcomes::{self, Reason};
 use crate::store::{Tx, chunks, resources};
 use anyhow::anyhow;
 use batch::{Batch, Source};
+use futures::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Batches of a checkpoint: two being embedded, one waiting, one being written.
+const IN_HAND: usize = 4;
 
 /// Between two progress events of one generation; final ones are never left out.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -145,33 +150,40 @@ impl Building<'_> {
         Ok((space, plan))
     }
 
-    /// Embeds and writes every chunk that is not stored yet. A batch is written while the next
-    /// one is embedded; both together are one checkpoint, so a crash repeats no more than that.
+    /// Embeds and writes every chunk that is not stored yet. Batches are embedded while those
+    /// before them are written; what is in hand at once ([`IN_HAND`] batches) is one checkpoint,
+    /// so a crash repeats no more than that.
     async fn write_missing(&self, plan: &[Span], source: Source) -> Result<(), JobError> {
         let mut tx = self.turn.begin(self.ctx).await?;
         let stored: HashSet<i32> = chunks::stored(&mut *tx, self.generation.id).await?.into_iter().collect();
         tx.commit().await?;
         let missing: Vec<(i32, Span)> =
             (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
-        let total = plan.len() as i32;
-        let mut told = Instant::now();
-        let mut ready: Option<Batch> = None;
-        for spans in missing.chunks((self.ctx.settings.embed.checkpoint / 2).max(1)) {
-            let last = ready.take();
-            let write = async {
-                match &last {
-                    Some(batch) => self.store(batch, total, &mut told).await,
-                    None => Ok(()),
+        let step = (self.ctx.settings.embed.checkpoint / IN_HAND).max(1);
+        let source = &source;
+        let embedding = missing.chunks(step).map(|spans| source.embed(self.ctx, self.turn, spans));
+        let embedding: Vec<_> = embedding.collect();
+
+        let (give, mut take) = mpsc::channel::<Batch>(1);
+        let embed = async move {
+            let mut embedded = stream::iter(embedding).buffered(2);
+            while let Some(batch) = embedded.next().await {
+                // The writer ends before its time only with an error of its own.
+                if give.send(batch?).await.is_err() {
+                    break;
                 }
-            };
-            let (embedded, written) = tokio::join!(source.embed(self.ctx, self.turn, spans), write);
-            written?;
-            ready = Some(embedded?);
-        }
-        match &ready {
-            Some(batch) => self.store(batch, total, &mut told).await,
-            None => Ok(()),
-        }
+            }
+            Ok::<_, JobError>(())
+        };
+        let write = async {
+            let mut told = Instant::now();
+            while let Some(batch) = take.recv().await {
+                self.store(&batch, plan.len() as i32, &mut told).await?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(embed, write)?;
+        Ok(())
     }
 
     async fn store(&self, batch: &Batch, total: i32, told: &mut Instant) -> Result<(), JobError> {

@@ -73,7 +73,8 @@ impl Source {
         let mut texts: HashMap<&[u8], &str> =
             hashes.iter().map(<[u8; 32]>::as_slice).zip(contents.iter().map(String::as_str)).collect();
         let keys: Vec<Vec<u8>> = texts.keys().map(|hash| hash.to_vec()).collect();
-        let mut tx = turn.begin(ctx).await?;
+        // Not fenced: the fence's row lock would make this look wait for the batch being written.
+        let mut tx = crate::store::tenant(&ctx.db, turn.workspace()).await?;
         let mut vectors = chunks::known_vectors(&mut *tx, turn.workspace(), self.space, &keys).await?;
         tx.commit().await?;
         texts.retain(|hash, _| !vectors.contains_key(*hash));
