@@ -91,7 +91,7 @@ impl World {
         self.attach(of, &upload(self.bucket(), &key, name)).await
     }
 
-    async fn upload(&self, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
+    pub async fn upload(&self, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
         self.upload_of(self.workspace, name, bytes).await
     }
 
@@ -102,19 +102,19 @@ impl World {
         Ok(id)
     }
 
-    async fn standing(&self, id: AttachmentId) -> anyhow::Result<Standing> {
+    pub async fn standing(&self, id: AttachmentId) -> anyhow::Result<Standing> {
         Ok(standings(&self.admin, &[id]).await?.remove(0))
     }
 
     /// Status, failure's code and index of an attachment, to be compared at once.
-    async fn ended(&self, id: AttachmentId) -> anyhow::Result<(String, String, String)> {
+    pub async fn ended(&self, id: AttachmentId) -> anyhow::Result<(String, String, String)> {
         let standing = self.standing(id).await?;
         let word = |word: Option<String>| word.unwrap_or_else(|| "-".into());
         Ok((standing.status, word(standing.failure_code), word(standing.index)))
     }
 
     /// The chunks of an attachment: place, text, and range in the stored text.
-    async fn chunks(&self, of: AttachmentId) -> anyhow::Result<Vec<(i32, String, i64, i64)>> {
+    pub async fn chunks(&self, of: AttachmentId) -> anyhow::Result<Vec<(i32, String, i64, i64)>> {
         Ok(sqlx::query_as(
             "SELECT c.ord, c.content, c.start_byte, c.end_byte FROM gristmill.chunks c
              JOIN gristmill.resources r ON r.id = c.resource_id AND r.live_generation = c.generation_id
@@ -125,11 +125,11 @@ impl World {
         .await?)
     }
 
-    async fn words(&self, sql: &'static str) -> anyhow::Result<Vec<String>> {
+    pub async fn words(&self, sql: &'static str) -> anyhow::Result<Vec<String>> {
         Ok(sqlx::query_scalar(sql).fetch_all(&self.admin).await?)
     }
 
-    async fn change(&self, sql: &'static str) -> anyhow::Result<u64> {
+    pub async fn change(&self, sql: &'static str) -> anyhow::Result<u64> {
         Ok(sqlx::query(sql).execute(&self.admin).await?.rows_affected())
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
 
+mod crash;
 mod embed;
 mod extract;
 mod fetch;

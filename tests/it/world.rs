@@ -7,7 +7,7 @@ use gristmill::runtime::embedded_s3::EmbeddedS3;
 use gristmill::runtime::{Registry, Worker};
 use sqlx::{PgPool, Row};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Quick leases and back-offs, so that a test of hours takes a second.
 pub fn settings() -> Config {
@@ -79,13 +79,18 @@ impl World {
 
     /// Waits until the owner's query answers true.
     pub async fn until(&self, what: &str, sql: &'static str) -> anyhow::Result<()> {
-        for _ in 0..1500 {
+        self.within(Duration::from_secs(30), what, sql).await
+    }
+
+    pub async fn within(&self, patience: Duration, what: &str, sql: &'static str) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < patience {
             if sqlx::query_scalar::<_, bool>(sql).fetch_one(&self.admin).await? {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        anyhow::bail!("30 s went by before {what}")
+        anyhow::bail!("{patience:?} went by before {what}")
     }
 
     /// State, attempts and reason of a job.
