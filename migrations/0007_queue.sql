@@ -165,17 +165,23 @@ END
 $$;
 
 -- The fence, first statement of every effect transaction: takes the job's row for the rest of
--- it and sets the tenant, or fails when the lease epoch has moved on.
+-- it and sets the tenant, or fails when the lease epoch has moved on. A worker that freezes
+-- inside the transaction would hold the row, and so the job, for ever: when its lease would
+-- have lapsed, the database ends its session.
 CREATE FUNCTION gristmill.enter(job uuid, at_epoch int, workspace uuid) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    lapses timestamptz;
 BEGIN
-    PERFORM set_config('gristmill.workspace', workspace::text, true);
-    PERFORM 1 FROM gristmill.jobs
+    SELECT lease_until INTO lapses FROM gristmill.jobs
     WHERE id = job AND epoch = at_epoch AND state = 'RUNNING' FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the lease of job % has moved on from epoch %', job, at_epoch
             USING ERRCODE = 'GM001';
     END IF;
+    PERFORM set_config('gristmill.workspace', workspace::text, true),
+            set_config('idle_in_transaction_session_timeout',
+                       greatest(1000, extract(epoch FROM lapses - clock_timestamp()) * 1000)::int::text, true);
 END
 $$;
 

@@ -323,6 +323,32 @@ async fn an_effect_transaction_under_way_is_neither_rescued_nor_delays_renewal(
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_worker_frozen_inside_its_effect_transaction_does_not_hold_the_job_for_ever(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let id = world.ask(&act("a", Deed::Succeed)).await?;
+    let ask = Ask {
+        worker: "frozen".into(),
+        lane: 1,
+        kinds: vec!["act".into()],
+        lease: Duration::from_secs(1),
+        workspace_cap: 64,
+    };
+    let frozen = desk::claim(&world.ctx.db, &ask, 1, Uuid::nil()).await?.remove(0);
+    let mut tx = gristmill::store::begin(&world.ctx.db).await?;
+    frozen.lease.enter(&mut tx).await?;
+    mark(&mut tx, world.workspace, "effect:frozen").await?;
+
+    // Nothing is said on its connection any more.
+    world.work(registry).await?;
+    assert!(tx.commit().await.is_err());
+    assert_eq!(world.job(id).await?, ("DONE".into(), 2, None));
+    assert_eq!((world.marked("effect:frozen").await?, world.marked("effect:a").await?), (0, 1));
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn a_job_that_kills_its_workers_starts_as_often_as_it_may_and_is_then_buried(
     db: PgPool,
 ) -> anyhow::Result<()> {
