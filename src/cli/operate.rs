@@ -179,6 +179,7 @@ pub struct Jobs {
     /// Only jobs in this state: scheduled, waiting, running, parked, done, dead, cancelled.
     #[arg(long)]
     state: Option<String>,
+    /// How many.
     #[arg(long, default_value_t = 20)]
     limit: i64,
 }

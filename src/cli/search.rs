@@ -30,13 +30,16 @@ pub struct Search {
     /// Only this knowledge base.
     #[arg(long, value_name = "NAME")]
     knowledge_base: Option<String>,
+    /// Only files of this conversation.
     #[arg(long)]
     conversation: Option<ConversationId>,
+    /// Only this resource.
     #[arg(long)]
     resource: Option<ResourceId>,
     /// A JSON object that the resource's metadata must contain.
     #[arg(long, value_name = "JSON")]
     metadata: Option<String>,
+    /// Which sides of the index are asked.
     #[arg(long, value_enum, default_value_t = Side::Hybrid)]
     by: Side,
     /// How many passages; the default is `search.top_k`.

@@ -3,7 +3,7 @@
 //!
 //! The processes are real, with the real model; without `make deps` these tests say so and pass.
 
-use crate::world::World;
+use crate::world::{World, address, deps};
 use chrono::{DateTime, TimeDelta, Utc};
 use gristmill::chunk::{self, Chunker};
 use gristmill::config;
@@ -11,7 +11,7 @@ use gristmill::domain::{AttachmentId, Syntax};
 use sqlx::PgPool;
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,15 +23,6 @@ const CHUNK: usize = 128;
 const CHECKPOINT: usize = 64;
 /// For what takes as long as the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-fn deps() -> Option<PathBuf> {
-    let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join(".deps");
-    let there = deps.join("model/model.onnx").is_file() && deps.join("onnxruntime").is_dir();
-    if !there {
-        eprintln!("skipped: no embedding model here (`make deps` brings it)");
-    }
-    there.then_some(deps)
-}
 
 /// A `gristmill worker` of its own; killed when the test is done with it, however it ends.
 struct Worker {
@@ -106,14 +97,11 @@ impl Scene {
 
     /// Starts a worker process on the test's own database and store.
     fn start(&self, data: &str) -> anyhow::Result<Worker> {
-        let mut database = url::Url::parse(&std::env::var("DATABASE_URL")?)?;
-        let options = self.world.admin.connect_options();
-        database.set_path(options.get_database().expect("each test has a database"));
         self.workers.set(self.workers.get() + 1);
         let log = self.folder.path().join(format!("{}.log", self.workers.get()));
         let process = Command::new(env!("CARGO_BIN_EXE_gristmill"))
             .arg("worker")
-            .env("DATABASE_URL", database.as_str())
+            .env("DATABASE_URL", address(&self.world.admin))
             .env("GRISTMILL__DATABASE__MAX_CONNECTIONS", "8")
             .env("GRISTMILL__EMBEDDED__DATA_DIR", self.folder.path().join(data))
             .env("GRISTMILL__EMBEDDED__DEPS_DIR", &self.deps)

@@ -6,6 +6,7 @@ use gristmill::domain::{JobId, WorkspaceId};
 use gristmill::runtime::embedded_s3::EmbeddedS3;
 use gristmill::runtime::{Registry, Worker};
 use sqlx::{PgPool, Row};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,26 @@ pub struct World {
 }
 
 /// The binary that runs extraction children.
-pub fn program() -> std::path::PathBuf {
+pub fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_gristmill").into()
+}
+
+/// The address of the test's own database, for programs.
+pub fn address(db: &PgPool) -> String {
+    let url = std::env::var("DATABASE_URL").expect("sqlx's tests have it");
+    let mut url = url::Url::parse(&url).expect("sqlx connected with it");
+    url.set_path(db.connect_options().get_database().expect("each test has its own"));
+    url.into()
+}
+
+/// What `make deps` brings: the model and ONNX Runtime.
+pub fn deps() -> Option<PathBuf> {
+    let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join(".deps");
+    let there = deps.join("model/model.onnx").is_file() && deps.join("onnxruntime").is_dir();
+    if !there {
+        eprintln!("skipped: no embedding model here (`make deps` brings it)");
+    }
+    there.then_some(deps)
 }
 
 impl World {
