@@ -183,7 +183,6 @@ pub struct Jobs {
     #[arg(long)]
     state: Option<String>,
     /// How many.
-    /// How many at most.
     #[arg(long, default_value_t = 20)]
     limit: i64,
 }

@@ -31,10 +31,8 @@ pub struct Search {
     #[arg(long, value_name = "NAME")]
     knowledge_base: Option<String>,
     /// Only files of this conversation.
-    /// Only what belongs to this conversation.
     #[arg(long)]
     conversation: Option<ConversationId>,
-    /// Only this resource.
     /// Only this resource.
     #[arg(long)]
     resource: Option<ResourceId>,
@@ -42,7 +40,6 @@ pub struct Search {
     #[arg(long, value_name = "JSON")]
     metadata: Option<String>,
     /// Which sides of the index are asked.
-    /// By meaning and words together, or by one of them.
     #[arg(long, value_enum, default_value_t = Side::Hybrid)]
     by: Side,
     /// How many passages; the default is `search.top_k`.

@@ -2,6 +2,7 @@
 
 use crate::world::address;
 use sqlx::PgPool;
+use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -47,7 +48,7 @@ fn each_command_says_what_it_does() {
         let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let output = gristmill(&arguments, data.path()).output().unwrap();
         assert!(output.status.success(), "{command}: {}", complained(&output));
-        all += &format!("$ gristmill {}\n{}\n\n", arguments.join(" "), said(&output));
+        writeln!(all, "$ gristmill {}\n{}\n", arguments.join(" "), said(&output)).unwrap();
     }
     insta::assert_snapshot!(all);
     let top = all.split("$ gristmill").nth(1).unwrap_or_default();

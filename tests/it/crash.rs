@@ -247,7 +247,7 @@ async fn a_frozen_worker_that_wakes_up_changes_nothing(db: PgPool) -> anyhow::Re
     frozen.signal(libc::SIGSTOP);
     let stopped = Instant::now();
     // So late that it is at work when the first wakes up.
-    tokio::time::sleep(3 * LEASE - LEASE / 2).await;
+    tokio::time::sleep(LEASE * 5 / 2).await;
     let other = scene.start("elsewhere")?;
     let taken = "SELECT attempts = 2 AND state = 'RUNNING' FROM gristmill.jobs WHERE kind = 'embed'";
     let waited = scene.world.within(PATIENCE, "it was taken over", taken).await;

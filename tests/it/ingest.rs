@@ -205,6 +205,25 @@ async fn the_same_bytes_are_neither_read_nor_embedded_twice(db: PgPool) -> anyho
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn twins_that_arrive_at_once_are_ready_and_their_text_is_stored_once(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let text = prose(6);
+    let mut twins = Vec::new();
+    for n in 0..6 {
+        twins.push(world.upload(&format!("{n}.txt"), text.as_bytes()).await?);
+    }
+    world.work(every_kind).await?;
+    let chunks = world.chunks(twins[0]).await?;
+    for twin in twins {
+        assert_eq!(world.ended(twin).await?, ended("READY", "-", "INDEXED"));
+        assert_eq!(world.chunks(twin).await?, chunks);
+    }
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.extractions").await?, 1);
+    assert_eq!(world.keys(world.workspace).await?.len(), 7, "six uploads and one text");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn the_same_bytes_are_not_scanned_twice(db: PgPool) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     world.ingest("one.txt", b"honest words").await?;
