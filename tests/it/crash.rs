@@ -110,6 +110,7 @@ impl Scene {
             .env("GRISTMILL__OBJECTS__SECRET_KEY", "secret")
             .env("GRISTMILL__QUEUE__LEASE_SECONDS", LEASE.as_secs().to_string())
             .env("GRISTMILL__QUEUE__POLL_MS", "50")
+            .env("GRISTMILL__QUEUE__BACKOFF_SECONDS", "0.1")
             .env("GRISTMILL__QUEUE__GRACE_SECONDS", "0.3")
             .env("GRISTMILL__CHUNK__SIZE", CHUNK.to_string())
             .env("GRISTMILL__LOG__FILTER", "gristmill=debug")
@@ -128,6 +129,20 @@ impl Scene {
         let finished = "SELECT count(*) FROM gristmill.generations WHERE finished_at IS NOT NULL";
         anyhow::ensure!(self.world.count(finished).await? == 0, "too quick for this test");
         Ok(())
+    }
+
+    async fn until_at_work(&self, worker: &Worker) -> anyhow::Result<()> {
+        let own =
+            "SELECT EXISTS (SELECT FROM gristmill.jobs WHERE state = 'RUNNING' AND starts_with(worker, $1))";
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            let name = format!("{}-", worker.process.id());
+            if sqlx::query_scalar(own).bind(name).fetch_one(&self.world.admin).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        anyhow::bail!("it took no job\n{}", worker.said())
     }
 
     async fn until_ready(&self, worker: &Worker) -> anyhow::Result<()> {
@@ -156,7 +171,9 @@ impl Scene {
         assert_eq!(ords, (0..self.chunks.len()).collect::<Vec<_>>());
         let contents: Vec<_> = stored.into_iter().map(|chunk| chunk.1).collect();
         assert_eq!(contents, self.chunks);
-        assert_eq!(self.world.count("SELECT count(*) FROM gristmill.generations").await?, 1);
+        let most =
+            "SELECT max(n) FROM (SELECT count(*) AS n FROM gristmill.generations GROUP BY resource_id) g";
+        assert_eq!(self.world.count(most).await?, 1);
         let standing = self.world.standing(self.document).await?;
         assert_eq!(standing.done as usize, self.chunks.len(), "counted once");
         Ok(())
@@ -282,5 +299,41 @@ async fn a_frozen_worker_that_wakes_up_changes_nothing(db: PgPool) -> anyhow::Re
     assert_eq!(last, claimed, "taken over once, and never taken back");
     let mut frozen = frozen;
     assert!(frozen.process.try_wait()?.is_none(), "{}", frozen.said());
+    Ok(())
+}
+
+/// At whatever step: each start dies a little later than the one before.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn workers_that_die_at_any_moment_lose_and_double_nothing(db: PgPool) -> anyhow::Result<()> {
+    let Some(scene) = Scene::new(db).await? else { return Ok(()) };
+    let world = &scene.world;
+    let mut small = Vec::new();
+    for n in 0..6 {
+        let text = format!("<h1>Notice {n}</h1><p>Lot {n} is sold to the bakery.</p>");
+        small.push(world.upload(&format!("{n}.html"), text.as_bytes()).await?);
+    }
+    for moment in [0, 60, 150, 300, 600_u64] {
+        let mut worker = scene.start("data")?;
+        // Jobs have five attempts; here they are to die more often.
+        world.change("UPDATE gristmill.jobs SET max_attempts = 100 WHERE finished_at IS NULL").await?;
+        scene.until_at_work(&worker).await?;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        worker.kill();
+    }
+    let last = scene.start("data")?;
+    scene.until_ready(&last).await?;
+
+    scene.check_chunks().await?;
+    for id in small {
+        assert_eq!(world.ended(id).await?, ("READY".into(), "-".into(), "INDEXED".into()));
+        assert_eq!(world.chunks(id).await?.len(), 1);
+    }
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.extractions").await?, 7);
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs WHERE state <> 'DONE'").await?, 0);
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs").await?, 4 * 7, "one of each kind for each");
+    let ready = "SELECT count(*) FROM gristmill.events WHERE type = 'attachment.ready'";
+    assert_eq!(world.count(ready).await?, 7, "told once each");
+    let started = "SELECT count(*) FROM gristmill.jobs WHERE attempts > 1";
+    assert!(world.count(started).await? > 0, "no worker died with a job in hand");
     Ok(())
 }
