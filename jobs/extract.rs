@@ -108,11 +108,11 @@ async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<
     Ok(Extraction { id, bucket: attachment.bucket.clone(), key, facts })
 }
 
-/// Where the text of some bytes lies: the same bytes and extractor give the same key.
+/// Where the text of some bytes lies: the same bytes and extractor give the same key. It stays
+/// under 126 bytes, the longest key the embedded store takes in parts (it makes a file name of it).
 fn artefact_key(ctx: &Context, attachment: &Attachment, revision: &str) -> String {
-    let revision = hex::encode(&Sha256::digest(revision.as_bytes())[..6]);
-    ctx.objects
-        .tenant_key(attachment.workspace, &format!("artefacts/{}-{revision}.txt", sha256_of(attachment)))
+    let revision = hex::encode(&Sha256::digest(revision.as_bytes())[..4]);
+    ctx.objects.tenant_key(attachment.workspace, &format!("texts/{}-{revision}.txt", sha256_of(attachment)))
 }
 
 async fn hand_on(

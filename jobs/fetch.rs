@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::domain::{AttachmentId, AttachmentStatus, Origin};
 use crate::job::{Done, Job, JobError, Turn, Why};
 use crate::jobs::Scan;
+use crate::objects::ObjectError;
 use crate::queue::{Payload, Terms, enqueue_as};
 use crate::store::Tx;
 use crate::store::attachments::{self, Attachment, Stored};
@@ -50,7 +51,7 @@ impl Job for Fetch {
                 | AttachmentStatus::Uploading
                 | AttachmentStatus::Stored,
                 _,
-            ) => look(ctx, &attachment).await?,
+            ) => look(ctx, turn, &attachment).await?,
             _ => return Ok(turn.nothing_to_write()),
         };
 
@@ -93,8 +94,18 @@ pub(super) fn check_place(ctx: &Context, attachment: &Attachment) -> Result<(), 
         .map_err(|error| JobError::refused("foreign_key", error))
 }
 
-async fn look(ctx: &Context, attachment: &Attachment) -> Result<Stored, JobError> {
-    let head = ctx.objects.head(&attachment.bucket, &attachment.key).await?;
+/// Looks for an object so often before it is said to be missing: stores may lag behind a notice.
+const LOOKS: i32 = 4;
+
+async fn look(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<Stored, JobError> {
+    let head = match ctx.objects.head(&attachment.bucket, &attachment.key).await {
+        Err(ObjectError::Missing) if turn.attempt >= LOOKS => {
+            let reason =
+                anyhow!("no object {:?} in bucket {:?}: upload it first", attachment.key, attachment.bucket);
+            return Err(JobError::refused("object_missing", reason));
+        }
+        head => head?,
+    };
     if head.size > ctx.settings.objects.max_bytes {
         let limit = ctx.settings.objects.max_bytes;
         return Err(JobError::refused(

@@ -15,7 +15,7 @@ CREATE TABLE gristmill.jobs (
     priority         smallint NOT NULL DEFAULT 0,
     state            gristmill.job_state NOT NULL DEFAULT 'WAITING',
     attempts         smallint NOT NULL DEFAULT 0 CHECK (attempts >= 0),
-    max_attempts     smallint NOT NULL DEFAULT 5 CHECK (max_attempts > 0),
+    max_attempts     smallint NOT NULL DEFAULT 10 CHECK (max_attempts > 0),
     epoch            int NOT NULL DEFAULT 0,
     payload          jsonb NOT NULL,
     unique_key       text,
@@ -60,7 +60,8 @@ CREATE FUNCTION gristmill.enqueue(
     workspace uuid DEFAULT gristmill.current_workspace(),
     priority int DEFAULT 0,
     run_at timestamptz DEFAULT now(),
-    max_attempts int DEFAULT 5,
+    -- Ten tries with the default back-off outlast an outage of about a quarter of an hour.
+    max_attempts int DEFAULT 10,
     parent uuid DEFAULT NULL,
     OUT job_id uuid,
     OUT is_new boolean

@@ -60,12 +60,13 @@ fn named<'a>(bucket: &'a str, name: &'a str) -> NewAttachment<'a> {
 }
 
 fn new_key(ctx: &Context, workspace: WorkspaceId, name: &str) -> String {
-    // A name may hold anything; the key keeps what every store takes.
+    // A name may hold anything; the key keeps the end of it, in what every store takes, and
+    // short enough for the embedded one (see the keys of texts in `jobs/extract.rs`).
     let safe: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '_' })
         .rev()
-        .take(100)
+        .take(40)
         .collect();
     let safe: String = safe.chars().rev().collect();
     ctx.objects
