@@ -84,7 +84,7 @@ pub fn best(measured: &[Measured]) -> Option<&Measured> {
 
 /// Chunks a second through the worker's own embedder: tokenizing, pooling and checks included.
 pub async fn through(embedder: &Embedder, texts: &Texts) -> anyhow::Result<f64> {
-    let strings: Vec<String> = texts.0.iter().map(|text| text.text.clone()).collect();
+    let strings: Vec<String> = texts.texts.iter().map(|text| text.text.clone()).collect();
     let count = strings.len();
     let start = Instant::now();
     embedder.embed(strings).await?;
@@ -121,53 +121,55 @@ struct Text {
     ids: Vec<i64>,
 }
 
-/// Chunks to measure with, tokenized, longest first.
-pub struct Texts(Vec<Text>);
+/// Chunks to measure with, tokenized, longest first, and the document they are the chunks of.
+pub struct Texts {
+    texts: Vec<Text>,
+    document: String,
+}
 
 impl Texts {
-    /// The first `count` chunks of the text and markdown files in `folder`, or of prose made up
-    /// on the spot, cut as the worker cuts them by default.
+    /// About `count` chunks of the text and markdown files in `folder`, or of prose made up on
+    /// the spot, cut as the worker cuts them by default.
     pub fn gather(embedder: &Embedder, folder: Option<&Path>, count: usize) -> anyhow::Result<Self> {
         let (size, overlap) = sizes(&config::Chunk { size: 0, overlap: 0 }, embedder.max_tokens());
         let tokenizer = embedder.tokenizer();
         let chunker = Chunker::new(tokenizer.clone(), size, overlap)?;
-        let documents = match folder {
-            Some(folder) => documents(folder)?,
-            None => vec![prose(count * size * 5)],
+        let mut document = match folder {
+            Some(folder) => documents(folder)?.join("\n\n"),
+            None => prose(count * size * 5),
         };
+        if let Some(last) = chunker.plan_str(&document, Syntax::Plain)?.get(count.saturating_sub(1)) {
+            document.truncate(last.end as usize);
+        }
         let mut texts = Vec::new();
-        for document in &documents {
-            for span in chunker.plan_str(document, Syntax::Plain)? {
-                if texts.len() < count {
-                    let text = document[span.start as usize..span.end as usize].to_owned();
-                    let encoding =
-                        tokenizer.encode_fast(text.as_str(), true).map_err(anyhow::Error::from_boxed)?;
-                    let ids = encoding.get_ids().iter().map(|id| i64::from(*id)).collect();
-                    texts.push(Text { text, ids });
-                }
-            }
+        // Planned anew: these are the very chunks that the job makes of the document.
+        for span in chunker.plan_str(&document, Syntax::Plain)? {
+            let text = document[span.start as usize..span.end as usize].to_owned();
+            let encoding = tokenizer.encode_fast(text.as_str(), true).map_err(anyhow::Error::from_boxed)?;
+            let ids = encoding.get_ids().iter().map(|id| i64::from(*id)).collect();
+            texts.push(Text { text, ids });
         }
         anyhow::ensure!(!texts.is_empty(), "no text to measure with");
         texts.sort_by_key(|text| std::cmp::Reverse(text.ids.len()));
-        Ok(Self(texts))
+        Ok(Self { texts, document })
     }
 
-    /// The texts as one document, a paragraph each.
-    pub fn joined(&self) -> String {
-        self.0.iter().map(|text| text.text.as_str()).collect::<Vec<_>>().join("\n\n")
+    /// The document whose chunks these are.
+    pub fn document(&self) -> &str {
+        &self.document
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.texts.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.texts.is_empty()
     }
 
     /// Tokens of a text on average, special ones included.
     pub fn mean_tokens(&self) -> usize {
-        self.0.iter().map(|text| text.ids.len()).sum::<usize>() / self.0.len().max(1)
+        self.texts.iter().map(|text| text.ids.len()).sum::<usize>() / self.texts.len().max(1)
     }
 }
 
@@ -225,10 +227,10 @@ fn raw(environment: &Environment, model: &Path, texts: &Texts, layout: Layout) -
             .with_intra_threads(layout.threads)
             .map_err(|e| anyhow::anyhow!("{e}"))?
             .commit_from_file(model)?;
-        run(&mut session, &texts.0[..layout.batch.min(texts.len())])?;
+        run(&mut session, &texts.texts[..layout.batch.min(texts.len())])?;
         sessions.push(session);
     }
-    let batches: Vec<&[Text]> = texts.0.chunks(layout.batch).collect();
+    let batches: Vec<&[Text]> = texts.texts.chunks(layout.batch).collect();
     let next = AtomicUsize::new(0);
     let start = Instant::now();
     std::thread::scope(|scope| {

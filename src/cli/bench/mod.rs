@@ -53,7 +53,7 @@ impl Embed {
         })?;
         println!("raw ONNX Runtime:\n{}", embed::table(&swept));
         let best = embed::best(&swept).context("nothing was measured")?.median();
-        let job = job::chunks_per_second(house, &ctx, &texts.joined(), self.rounds).await?;
+        let job = job::chunks_per_second(house, &ctx, texts.document(), self.rounds).await?;
         let job = job.get(job.len() / 2).copied().unwrap_or_default();
         println!(
             "the whole embed job: {job:.1} chunks/s, {:.2} of the best raw layout ({best:.1})",
