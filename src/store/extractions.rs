@@ -14,6 +14,14 @@ pub struct Extraction {
     pub facts: TextFacts,
 }
 
+fn extraction(
+    id: Uuid,
+    (bucket, key): (String, String),
+    facts: serde_json::Value,
+) -> sqlx::Result<Extraction> {
+    Ok(Extraction { id, bucket, key, facts: decoded(serde_json::from_value(facts))? })
+}
+
 /// The extraction of these bytes by this extractor.
 pub async fn find(
     db: impl PgExecutor<'_>,
@@ -27,15 +35,7 @@ pub async fn find(
     )
     .fetch_optional(db)
     .await?;
-    row.map(|row| {
-        Ok(Extraction {
-            id: row.id,
-            bucket: row.bucket,
-            key: row.key,
-            facts: decoded(serde_json::from_value(row.facts))?,
-        })
-    })
-    .transpose()
+    row.map(|row| extraction(row.id, (row.bucket, row.key), row.facts)).transpose()
 }
 
 /// The extraction by its id.
@@ -43,15 +43,7 @@ pub async fn get(db: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Extra
     let row = sqlx::query!("SELECT id, bucket, key, facts FROM gristmill.extractions WHERE id = $1", id)
         .fetch_optional(db)
         .await?;
-    row.map(|row| {
-        Ok(Extraction {
-            id: row.id,
-            bucket: row.bucket,
-            key: row.key,
-            facts: decoded(serde_json::from_value(row.facts))?,
-        })
-    })
-    .transpose()
+    row.map(|row| extraction(row.id, (row.bucket, row.key), row.facts)).transpose()
 }
 
 /// An extraction whose text has been put in its place.
