@@ -3,6 +3,8 @@
 //! A job does its slow work first, then writes result, next job and event in one short
 //! transaction that [`Turn::begin`] fences and [`Turn::finish`] completes.
 
+mod database;
+
 use crate::chunk::ChunkError;
 use crate::context::Context;
 use crate::domain::{JobId, WorkspaceId};
@@ -60,7 +62,7 @@ impl JobError {
 
 impl From<sqlx::Error> for JobError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Transient(error.into())
+        Fence::from(error).into()
     }
 }
 
@@ -74,7 +76,8 @@ impl From<Fence> for JobError {
     fn from(error: Fence) -> Self {
         match error {
             Fence::Lost => Self::Lost,
-            Fence::Database(error) => error.into(),
+            Fence::Database(error) if database::is_final(&error) => Self::fatal(database::REFUSED, error),
+            Fence::Database(error) => Self::Transient(error.into()),
         }
     }
 }
