@@ -35,6 +35,10 @@ const IN_HAND: usize = 4;
 /// Between two progress events of one generation; final ones are never left out.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
+/// So many chunks are counted at once towards the space's vector index; also in the middle of a
+/// long text, or its index would be built over all of it at its end.
+const COUNTED_AT_ONCE: usize = 500;
+
 /// Embeds one generation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Embed {
@@ -160,9 +164,12 @@ impl Building<'_> {
         let missing: Vec<(i32, Span)> =
             (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
         let step = (self.ctx.settings.embed.checkpoint / IN_HAND).max(1);
-        let source = &source;
-        let embedding = missing.chunks(step).map(|spans| source.embed(self.ctx, self.turn, spans));
-        let embedding: Vec<_> = embedding.collect();
+        let (source, missing) = (&source, &missing);
+        // Made one by one as they are wanted: a long text has tens of thousands of batches.
+        let embedding = (0..missing.len()).step_by(step).map(move |first| async move {
+            let after = missing.len().min(first + step);
+            source.embed(self.ctx, self.turn, missing.get(first..after).unwrap_or_default()).await
+        });
 
         let (give, mut take) = mpsc::channel::<Batch>(1);
         let embed = async move {
@@ -176,11 +183,15 @@ impl Building<'_> {
             Ok::<_, JobError>(())
         };
         let write = async {
-            let mut told = Instant::now();
+            let (mut told, mut uncounted) = (Instant::now(), 0);
             while let Some(batch) = take.recv().await {
                 self.store(&batch, plan.len() as i32, &mut told).await?;
+                uncounted += batch.chunks.len();
+                if uncounted >= COUNTED_AT_ONCE {
+                    self.count(source.space, std::mem::take(&mut uncounted)).await?;
+                }
             }
-            Ok(())
+            self.count(source.space, uncounted).await
         };
         tokio::try_join!(embed, write)?;
         Ok(())
@@ -196,6 +207,13 @@ impl Building<'_> {
             *told = Instant::now();
         }
         tx.commit().await?;
+        Ok(())
+    }
+
+    async fn count(&self, space: i32, chunks: usize) -> Result<(), JobError> {
+        if chunks > 0 && chunks::count_into_index(&self.ctx.db, space, chunks).await? {
+            tracing::info!(space, "the vector index of this space is made");
+        }
         Ok(())
     }
 
