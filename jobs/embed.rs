@@ -18,7 +18,7 @@ use crate::store::events::{Event, announce};
 use crate::store::extractions::{self, Extraction};
 use crate::store::generations::{self, Generation, Plan};
 use crate::store::outcomes::{self, Reason};
-use crate::store::{Tx, chunks, resources};
+use crate::store::{Tx, bytes, chunks, resources};
 use anyhow::anyhow;
 use batch::{Batch, Source};
 use futures::stream::{self, StreamExt};
@@ -34,6 +34,9 @@ const IN_HAND: usize = 4;
 
 /// Between two progress events of one generation; final ones are never left out.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Between two looks at a twin that is being embedded.
+const TWIN_PAUSE: Duration = Duration::from_secs(2);
 
 /// So many chunks are counted at once towards the space's vector index; also in the middle of a
 /// long text, or its index would be built over all of it at its end.
@@ -60,6 +63,9 @@ impl Job for Embed {
         let Some((generation, extraction)) = find(ctx, turn, self.generation).await? else {
             return Ok(turn.nothing_to_write());
         };
+        if generation.plan.is_none() {
+            wait_for_twin(ctx, turn, &extraction).await?;
+        }
         let room = ctx.spool.room()?;
         let text = room.path().join("text");
         download(ctx, &extraction, &text).await?;
@@ -103,6 +109,19 @@ async fn find(
     tx.commit().await?;
     let open = matches!(generation.status, IndexStatus::Chunking | IndexStatus::Embedding);
     Ok(extraction.filter(|_| open).map(|extraction| (generation, extraction)))
+}
+
+/// Two indexes of one text have the same vectors: the one that began later waits for those of the
+/// earlier, and finds them.
+async fn wait_for_twin(ctx: &Context, turn: &Turn, of: &Extraction) -> Result<(), JobError> {
+    let mut tx = turn.begin(ctx).await?;
+    let works = bytes::twin_embeds(&mut *tx, turn.job(), of.id).await?;
+    tx.commit().await?;
+    if works {
+        let reason = "the same text is being embedded for another index".to_owned();
+        return Err(JobError::Wait { delay: TWIN_PAUSE, reason });
+    }
+    Ok(())
 }
 
 async fn download(ctx: &Context, extraction: &Extraction, into: &Path) -> Result<(), JobError> {

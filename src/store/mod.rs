@@ -5,11 +5,13 @@
 //! [`enter`](crate::queue::Lease::enter) or [`tenant`] set, and without one it sees no rows.
 
 pub mod attachments;
+pub mod bytes;
 pub mod chunks;
 pub mod events;
 pub mod extractions;
 pub mod generations;
 pub mod jobs;
+pub mod leftovers;
 pub mod outcomes;
 pub mod reports;
 pub mod resources;

@@ -24,6 +24,7 @@ use uuid::Uuid;
 mod forget;
 mod refused;
 mod remote;
+mod twins;
 
 /// Several chunks of prose; a word of each paragraph is its own.
 fn prose(paragraphs: usize) -> String {
