@@ -5,9 +5,9 @@
 -- in, and gets its index at the number from which search asks it (`EXACT_UP_TO` of the store).
 -- Spaces that have their index keep it.
 
--- How many chunks were ever stored in the space, counted until there are enough. It only grows:
--- what is forgotten is not taken off, so an index may come early; a crash between two counts
--- makes it come some hundred chunks late.
+-- How many chunks were stored in the space, counted until there are enough. What is forgotten is
+-- not taken off, so the rows themselves are counted once before an index is made; a crash between
+-- two counts makes it come some hundred chunks late.
 ALTER TABLE gristmill.spaces ADD COLUMN chunks_seen bigint NOT NULL DEFAULT 0 CHECK (chunks_seen >= 0);
 
 -- Registers a vector space.
@@ -54,18 +54,19 @@ BEGIN
 END
 $$;
 
--- Makes the HNSW index of a space unless it is there (`vector` to 2000 dimensions, `halfvec` to
--- 4000); answers whether it was made. In a transaction of its own, please:
+-- Makes the HNSW index of a space (`vector` to 2000 dimensions, `halfvec` to 4000), unless it is
+-- there or fewer than `enough` chunks are; answers whether it was made. In a transaction of its own:
 --
 -- A plain CREATE INDEX (a concurrent one needs the table's owner outside a transaction) lets
 -- readers pass and holds up everybody who writes chunks while it builds: a second or two at the
 -- size at which it is asked for. To begin it waits for the writers before it, and those behind it
 -- wait too: so not longer than a second, then it fails with lock_not_available and the next
 -- embed job asks again. Of two that ask at once one builds, and the other goes its way.
-CREATE FUNCTION gristmill.ensure_index(space int) RETURNS boolean
+CREATE FUNCTION gristmill.ensure_index(space int, enough bigint) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, gristmill, public, pg_temp SET lock_timeout = '1s' AS $$
 DECLARE
+    there bigint;
     width int := (SELECT dimensions FROM spaces WHERE id = space);
     kind text := CASE WHEN width <= 2000 THEN 'vector' ELSE 'halfvec' END;
 BEGIN
@@ -77,6 +78,12 @@ BEGIN
     END IF;
     -- Made between the look and the lock.
     IF has_index(space) THEN
+        RETURN false;
+    END IF;
+    SELECT count(*) INTO there FROM (SELECT FROM chunks WHERE space_id = space LIMIT enough) c;
+    IF there < enough THEN
+        -- Some were forgotten. From half, so that a space that stays just below is seldom counted.
+        UPDATE spaces SET chunks_seen = least(there, enough / 2) WHERE id = space;
         RETURN false;
     END IF;
     EXECUTE format(

@@ -52,8 +52,9 @@ pub async fn count_into_index(db: &PgPool, space: i32, more: usize) -> sqlx::Res
     if !due {
         return Ok(false);
     }
-    let made =
-        sqlx::query_scalar!(r#"SELECT gristmill.ensure_index($1) AS "made!""#, space).fetch_one(db).await;
+    let made = sqlx::query_scalar!(r#"SELECT gristmill.ensure_index($1, $2) AS "made!""#, space, EXACT_UP_TO)
+        .fetch_one(db)
+        .await;
     match made {
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(LOCK_NOT_AVAILABLE) => Ok(false),
         made => made,

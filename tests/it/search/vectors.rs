@@ -88,10 +88,21 @@ async fn of_many_who_make_the_index_at_once_one_does(db: PgPool) -> anyhow::Resu
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn an_index_that_cannot_begin_holds_nobody_up_and_is_made_later(db: PgPool) -> anyhow::Result<()> {
     let shelf = Shelf::new(&db, "acme").await?;
+    shelf.add_an_arc().await?;
     let mut writer = shelf.tx().await?;
     query("LOCK TABLE gristmill.chunks IN ROW EXCLUSIVE MODE").execute(&mut *writer).await?;
     assert!(!count_into_index(&shelf.worker, shelf.space, MANY).await?);
     writer.commit().await?;
     assert!(count_into_index(&shelf.worker, shelf.space, 0).await?);
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_space_whose_chunks_were_forgotten_gets_no_index_for_them(db: PgPool) -> anyhow::Result<()> {
+    let shelf = Shelf::new(&db, "acme").await?;
+    assert!(!count_into_index(&shelf.worker, shelf.space, MANY).await?);
+    assert_eq!(shelf.indexes().await?, 0);
+    let counted = "SELECT chunks_seen FROM gristmill.spaces";
+    assert_eq!(query_scalar::<_, i64>(counted).fetch_one(&db).await?, 0, "it is counted from what is there");
     Ok(())
 }
