@@ -73,14 +73,14 @@ impl World {
         not_yet: &'static str,
     ) -> anyhow::Result<()> {
         let worker = Worker::start(&self.ctx, registry)?;
-        let mut worked = self.until("they met", met).await;
-        if worked.is_ok() && self.count(not_yet).await? != 0 {
-            worked = Err(anyhow::anyhow!("{not_yet}: written while another held the bytes"));
+        let mut outcome = self.until("they met", met).await;
+        if outcome.is_ok() && self.count(not_yet).await? != 0 {
+            outcome = Err(anyhow::anyhow!("{not_yet}: written while another held the bytes"));
         }
         other.commit().await?;
-        worked = worked.and(self.until("it is done", done).await);
+        outcome = outcome.and(self.until("it is done", done).await);
         worker.stop().await;
-        worked
+        outcome
     }
 }
 
