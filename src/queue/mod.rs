@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use sqlx::postgres::PgDatabaseError;
 use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgPool};
 use std::time::Duration;
@@ -63,8 +64,8 @@ pub enum EnqueueError {
     #[error("the payload is no JSON object: {0}")]
     Payload(#[from] serde_json::Error),
     /// No worker knows the kind, or the payload does not fit its schema.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{message} ({hint})")]
+    Refused { message: String, hint: String },
     #[error(transparent)]
     Database(sqlx::Error),
 }
@@ -74,11 +75,13 @@ const INVALID_PARAMETER: &str = "22023";
 
 impl From<sqlx::Error> for EnqueueError {
     fn from(error: sqlx::Error) -> Self {
-        match error.as_database_error() {
-            Some(refused) if refused.code().as_deref() == Some(INVALID_PARAMETER) => {
-                Self::Refused(refused.message().to_owned())
-            }
-            _ => Self::Database(error),
+        let refused = error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>());
+        match refused.filter(|refused| refused.code() == INVALID_PARAMETER) {
+            Some(refused) => Self::Refused {
+                message: refused.message().to_owned(),
+                hint: refused.hint().unwrap_or_default().to_owned(),
+            },
+            None => Self::Database(error),
         }
     }
 }

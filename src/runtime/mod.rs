@@ -95,8 +95,10 @@ impl Worker {
             Leased::new(Claiming { db: ctx.db.clone(), ask, poll, hands: hands.clone(), bell });
         tokio::spawn(claiming);
         let bench = Arc::new(Bench { ctx: ctx.clone(), registry, hands: hands.clone(), ends });
-        let shell =
-            WorkerBuilder::new(format!("{name}-{lane:?}").as_str()).backend(backend).data(bench).build(handle);
+        let shell = WorkerBuilder::new(format!("{name}-{lane:?}").as_str())
+            .backend(backend)
+            .data(bench)
+            .build(handle);
         self.shells.spawn(async move {
             if let Err(error) = shell.run().await {
                 tracing::error!(%error, "a worker lane ended");

@@ -2,8 +2,8 @@
 
 use crate::context::Context;
 use crate::job::{Done, Job, JobError, Turn, Why};
-use crate::store::Tx;
 use crate::queue::Notice;
+use crate::store::Tx;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use sqlx::PgPool;

@@ -1,5 +1,8 @@
 //! The queue: nothing lost, nothing doubled, nothing starved.
 
+mod terms;
+mod turns;
+
 use crate::world::{World, settings};
 use gristmill::context::Context;
 use gristmill::domain::{JobId, WorkspaceId};
@@ -249,10 +252,12 @@ async fn a_job_past_its_time_and_one_of_an_unknown_payload_do_not_stop_the_other
     let hanging = world.ask(&act("hangs", Deed::Hang)).await?;
     world.limit(hanging, 1).await?;
     // As an older worker may have queued it.
-    sqlx::query("INSERT INTO gristmill.jobs (workspace_id, kind, payload) VALUES ($1, 'act', '{\"nonsense\": true}')")
-        .bind(world.workspace.0)
-        .execute(&world.admin)
-        .await?;
+    sqlx::query(
+        "INSERT INTO gristmill.jobs (workspace_id, kind, payload) VALUES ($1, 'act', '{\"nonsense\": true}')",
+    )
+    .bind(world.workspace.0)
+    .execute(&world.admin)
+    .await?;
     let good = world.ask(&act("good", Deed::Succeed)).await?;
     world.work(registry).await?;
 
