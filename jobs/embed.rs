@@ -22,6 +22,7 @@ use crate::store::{Tx, bytes, chunks, resources};
 use anyhow::anyhow;
 use batch::{Batch, Source};
 use futures::stream::{self, StreamExt};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::HashSet;
@@ -43,7 +44,7 @@ const TWIN_PAUSE: Duration = Duration::from_secs(2);
 const COUNTED_AT_ONCE: usize = 500;
 
 /// Embeds one generation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Embed {
     pub generation: GenerationId,
 }

@@ -22,6 +22,7 @@ use crate::store::extractions::{self, Extraction, NewExtraction};
 use crate::store::outcomes::{self, Reason};
 use crate::store::{Tx, bytes, generations, resources, verdicts};
 use anyhow::anyhow;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -31,7 +32,7 @@ use std::time::Duration;
 const TWIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Extracts one attachment's text.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Extract {
     pub attachment: AttachmentId,
 }
