@@ -29,6 +29,7 @@ enum End {
     /// The subject ends with this reason and the job is done.
     Conclude(Why),
     Bury(Why),
+    Park(String),
     /// Nothing may be written; the row is somebody else's.
     Lost,
 }
@@ -95,6 +96,7 @@ fn judge(job: &Claimed, error: JobError) -> End {
             // A wait is never so short that it becomes a loop.
             End::Acknowledge(Outcome::Wait { delay: delay.max(Duration::from_millis(100)), reason })
         }
+        JobError::Park { why: word, reason } => End::Park(why("", &format!("{word}: {reason}")).reason),
         JobError::Cancelled => End::Acknowledge(Outcome::Cancelled { reason: "cancelled on request".into() }),
         JobError::Lost => End::Lost,
     }
@@ -133,6 +135,16 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
             // The receiver lives until every sender is gone.
             bench.ends.send((job.lease, outcome)).ok();
         }
+        End::Park(reason) => {
+            tracing::info!(reason, "parked");
+            match park(bench, job.lease, &reason).await {
+                Ok(()) | Err(Fence::Lost) => bench.hands.release(job.lease),
+                Err(Fence::Database(_)) => {
+                    // Not written: it asks again.
+                    bench.ends.send((job.lease, Outcome::HandedBack { reason })).ok();
+                }
+            }
+        }
         End::Conclude(why) => {
             tracing::info!(code = why.code, reason = why.reason, "refused");
             let written = give_up(bench, job, &why, false).await;
@@ -159,6 +171,13 @@ fn settle_given_up(bench: &Bench, job: &Claimed, why: &Why, written: Result<(), 
             bench.ends.send((job.lease, Outcome::Retry { reason })).ok();
         }
     }
+}
+
+async fn park(bench: &Bench, lease: Lease, reason: &str) -> Result<(), Fence> {
+    let mut tx = crate::store::begin(&bench.ctx.db).await?;
+    lease.park(&mut tx, reason).await?;
+    tx.commit().await?;
+    Ok(())
 }
 
 /// Tells the subject why and ends the job, in one transaction.

@@ -23,7 +23,7 @@ fn complained(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 19] = [
     "",
     "up",
     "worker",
@@ -33,6 +33,11 @@ const COMMANDS: [&str; 14] = [
     "forget",
     "enqueue",
     "jobs",
+    "limits",
+    "limits list",
+    "limits set",
+    "limits pause",
+    "limits clear",
     "demo",
     "eval",
     "eval-docs",
