@@ -137,7 +137,7 @@ BEGIN
         END IF;
         SELECT * INTO p FROM gristmill.next_place(l, of_lane, w.cost, moment);
         l.ends[of_lane + 1] := p.line_end;
-        UPDATE gristmill.limit_turns t SET at = p.at
+        UPDATE gristmill.limit_turns t SET at = p.at, waiting_since = to_timestamp(moment)
         WHERE t.job_id = w.job_id AND t.key_ref = w.key_ref AND t.model = w.model;
         -- A row that somebody holds is not waited for: it looks again by itself.
         UPDATE gristmill.jobs SET run_at = to_timestamp(p.at + l.stopped[of_lane + 1])
@@ -215,6 +215,10 @@ BEGIN
         reason := format('rate limit of %s %s: waits for a place in the line', l.key_ref, l.model);
     ELSE
         seconds := greatest(t.at + l.stopped[lane + 1], extract(epoch FROM l.paused_until)) - moment;
+        IF lane = 1 AND NOT fresh AND seconds > 0.2 AND (l.paused_until > as_of) IS NOT TRUE THEN
+            -- People keep pushing it back: it looks less and less often.
+            seconds := greatest(seconds, (moment - extract(epoch FROM t.waiting_since)) / 4);
+        END IF;
         reason := format('rate limit of %s %s: turn in %s s%s', l.key_ref, l.model,
                          round(seconds::numeric, 1), CASE WHEN l.paused_until > as_of THEN ' (' || l.paused_why || ')' END);
     END IF;
