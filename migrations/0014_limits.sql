@@ -10,10 +10,10 @@
 --     fifths of the rate, so bulk always has a fifth;
 --   * a pause (Retry-After) stops both clocks, so the lines move on as they stand: in order,
 --     spaced, and without a row being touched.
--- A line reaches five seconds ahead. Who comes later waits in a room before it and is let in by
+-- A line reaches five seconds ahead, or one job. Who comes later waits in a room before it and is let in by
 -- those who go, tenant by tenant, so ten thousand jobs of one do not stand before one of another.
 --
--- What was started is counted apart (`spent`), at the moment it started: jobs that come late,
+-- What was started is counted apart (`used_until`), at the moment it started: jobs that come late,
 -- all at once, after an outage, are spaced anew. Over every 60 s no more is started than
 -- the limit, a sixth of it, and one call.
 
@@ -29,11 +29,12 @@ CREATE TABLE gristmill.limits (
     -- Seconds since 1970. By lane: [1] interactive, [2] bulk. Until when each line is taken, by
     -- its own clock; how long that clock has stood still; whom the room let in last.
     ends                float8[] NOT NULL DEFAULT '{-Infinity,-Infinity}',
+    last_places         float8[] NOT NULL DEFAULT '{-Infinity,-Infinity}',
     stopped             float8[] NOT NULL DEFAULT '{0,0}',
     let_in              uuid[] NOT NULL
         DEFAULT '{00000000-0000-0000-0000-000000000000,00000000-0000-0000-0000-000000000000}',
     -- Until when what was started has used the rate.
-    spent               float8 NOT NULL DEFAULT '-Infinity',
+    used_until          float8 NOT NULL DEFAULT '-Infinity',
     PRIMARY KEY (key_ref, model)
 ) WITH (fillfactor = 20, autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_threshold = 1000);
 
@@ -45,8 +46,8 @@ CREATE TABLE gristmill.limit_turns (
     lane          smallint NOT NULL CHECK (lane IN (0, 1)),
     -- The job's workspace; like the queue's own table, this one is no tenant's data.
     tenant        uuid NOT NULL,
-    -- Seconds of the rate that it was charged.
-    cost          float8 NOT NULL CHECK (cost >= 0),
+    -- Of the rate: what it was charged.
+    seconds       float8 NOT NULL CHECK (seconds >= 0),
     waiting_since timestamptz NOT NULL,
     -- By the clock of its line.
     at            float8,
@@ -83,8 +84,8 @@ DECLARE
     opens constant float8 := greatest(moment, extract(epoch FROM l.paused_until));
 BEGIN
     clock := opens - l.stopped[lane + 1];
-    open := l.ends[lane + 1] <= clock + reach;
-    gap := greatest(0, greatest(l.spent, opens - burst) + least(cost + spare, burst) - opens);
+    open := l.last_places[lane + 1] <= clock + reach;
+    gap := greatest(0, greatest(l.used_until, opens - burst) + least(cost + spare, burst) - opens);
     -- A call larger than the burst starts when nothing is owed, and leaves a debt.
     at := greatest(l.ends[lane + 1], clock - line_burst) + least(spaced, line_burst);
     IF gap > 0 THEN
@@ -135,8 +136,9 @@ BEGIN
             WHERE t.job_id = w.job_id AND t.key_ref = w.key_ref AND t.model = w.model;
             CONTINUE;
         END IF;
-        SELECT * INTO p FROM gristmill.next_place(l, of_lane, w.cost, moment);
+        SELECT * INTO p FROM gristmill.next_place(l, of_lane, w.seconds, moment);
         l.ends[of_lane + 1] := p.line_end;
+        l.last_places[of_lane + 1] := p.at;
         UPDATE gristmill.limit_turns t SET at = p.at, waiting_since = to_timestamp(moment)
         WHERE t.job_id = w.job_id AND t.key_ref = w.key_ref AND t.model = w.model;
         -- A row that somebody holds is not waited for: it looks again by itself.
@@ -186,7 +188,7 @@ BEGIN
         FROM (SELECT) nothing LEFT JOIN gristmill.jobs j ON j.id = job;
     END IF;
     lane := t.lane;
-    t.cost := cost;
+    t.seconds := cost;
     l := gristmill.let_in(l, lane, moment);
     SELECT * INTO p FROM gristmill.next_place(l, lane, cost, moment);
     IF NOT fresh AND t.at IS NULL THEN
@@ -199,11 +201,12 @@ BEGIN
           OR (NOT fresh AND t.at <= p.clock + slack AND p.gap > slack) THEN
         t.at := p.at;
         l.ends[lane + 1] := p.line_end;
+        l.last_places[lane + 1] := p.at;
     END IF;
 
     goes := coalesce(t.at <= p.clock + slack AND p.gap <= slack AND (l.paused_until > as_of) IS NOT TRUE, false);
     IF goes THEN
-        l.spent := greatest(l.spent, moment - 10) + cost;
+        l.used_until := greatest(l.used_until, moment - 10) + cost;
         IF lane = 0 THEN
             l.ends[2] := greatest(l.ends[2], moment - l.stopped[2] - 5);
             l.stopped[2] := l.stopped[2] + cost;
@@ -223,11 +226,12 @@ BEGIN
                          round(seconds::numeric, 1), CASE WHEN l.paused_until > as_of THEN ' (' || l.paused_why || ')' END);
     END IF;
     wait := coalesce(seconds, 0) * interval '1 s';
-    UPDATE gristmill.limits x SET ends = l.ends, stopped = l.stopped, let_in = l.let_in, spent = l.spent
+    UPDATE gristmill.limits x SET
+        ends = l.ends, last_places = l.last_places, stopped = l.stopped, let_in = l.let_in, used_until = l.used_until
     WHERE x.key_ref = l.key_ref AND x.model = l.model;
     INSERT INTO gristmill.limit_turns AS x VALUES (t.*)
     ON CONFLICT ON CONSTRAINT limit_turns_pkey DO UPDATE SET
-        lane = t.lane, cost = t.cost, waiting_since = t.waiting_since, at = t.at, taken_at = t.taken_at;
+        lane = t.lane, seconds = t.seconds, waiting_since = t.waiting_since, at = t.at, taken_at = t.taken_at;
 END
 $$;
 
@@ -247,17 +251,17 @@ BEGIN
     moment := extract(epoch FROM coalesce(as_of, clock_timestamp()));
     DELETE FROM gristmill.limit_turns x
     WHERE x.job_id = job AND x.key_ref = l.key_ref AND x.model = l.model AND x.taken_at IS NOT NULL
-    RETURNING x.lane, gristmill.turn_cost(l, tokens, moment) - x.cost INTO of_lane, difference;
+    RETURNING x.lane, gristmill.turn_cost(l, tokens, moment) - x.seconds INTO of_lane, difference;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     IF difference <> 0 THEN
-        l.spent := greatest(l.spent, moment - 10) + difference;
+        l.used_until := greatest(l.used_until, moment - 10) + difference;
         l.stopped[2] := l.stopped[2] + difference;
         IF of_lane = 0 THEN
             l.ends[1] := l.ends[1] + difference / 0.8;
         END IF;
-        UPDATE gristmill.limits x SET ends = l.ends, stopped = l.stopped, spent = l.spent
+        UPDATE gristmill.limits x SET ends = l.ends, stopped = l.stopped, used_until = l.used_until
         WHERE x.key_ref = l.key_ref AND x.model = l.model;
     END IF;
     RETURN true;
@@ -344,7 +348,7 @@ BEGIN
         FOREACH of_lane IN ARRAY ARRAY[0, 1] LOOP
             l := gristmill.let_in(l, of_lane, moment);
         END LOOP;
-        UPDATE gristmill.limits x SET ends = l.ends, let_in = l.let_in
+        UPDATE gristmill.limits x SET ends = l.ends, last_places = l.last_places, let_in = l.let_in
         WHERE x.key_ref = l.key_ref AND x.model = l.model;
     END LOOP;
     RETURN swept;

@@ -43,7 +43,7 @@ pub enum Limits {
 /// Which limit.
 #[derive(Debug, Args)]
 pub struct Name {
-    /// Whose key, never the key itself: platform:openai, `user_key`:<id>.
+    /// Whose key, never the key itself: for example platform:openai.
     key: String,
     /// The model, as the provider names it.
     model: String,

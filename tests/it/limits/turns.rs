@@ -168,6 +168,18 @@ async fn the_whole_rate_is_used_in_order_and_each_job_looks_once_or_twice_more(
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_slow_limit_is_used_in_full_too(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    limits::set(&world.ctx.db, &provider(), Some(2), None).await?;
+    let queued = jobs(&world, world.workspace, 6).await?;
+    let terms = queued.iter().map(|job| (*job, (BULK, 0))).collect();
+    let run = work_off(&world, &terms, f64::INFINITY, || 0.0).await?;
+    let seconds: Vec<i64> = run.starts.iter().map(|s| s.second.round() as i64).collect();
+    assert_eq!(seconds, [0, 30, 60, 90, 120, 150]);
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn people_do_not_wait_behind_a_thousand_bulk_jobs_and_bulk_does_not_starve(
     db: PgPool,
 ) -> anyhow::Result<()> {
