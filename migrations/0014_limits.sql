@@ -361,14 +361,14 @@ ALTER TABLE gristmill.jobs ADD COLUMN woken_epoch int;
 -- Parks a job in the transaction that tells its subject what it waits for: an approval, a
 -- credential, a budget. Costs no attempt; the job keeps its unique key. Who gives the approval
 -- calls unpark in the transaction that stores it, and neither can miss the other. Answers the
--- state the job has now: WAITING, if it was woken since it was claimed.
+-- state the job has now: WAITING, if it was woken or cancelled since it was claimed.
 CREATE FUNCTION gristmill.park(job uuid, at_epoch int, why text) RETURNS gristmill.job_state
 LANGUAGE plpgsql AS $$
 DECLARE
     now_is gristmill.job_state;
 BEGIN
     UPDATE gristmill.jobs SET
-        state = CASE WHEN woken_epoch = epoch THEN 'WAITING' ELSE 'PARKED' END::gristmill.job_state,
+        state = CASE WHEN woken_epoch = epoch OR cancel_requested THEN 'WAITING' ELSE 'PARKED' END::gristmill.job_state,
         lease_until = NULL, attempts = greatest(attempts - 1, 0), run_at = clock_timestamp(),
         reason = CASE WHEN woken_epoch IS DISTINCT FROM epoch THEN why END
     WHERE id = job AND epoch = at_epoch AND state = 'RUNNING'

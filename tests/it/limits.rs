@@ -6,24 +6,24 @@ use crate::world::World;
 use gristmill::context::Context;
 use gristmill::domain::JobId;
 use gristmill::job::{Done, Job, JobError, Parked, Turn};
-use gristmill::queue::desk::{self, Ask};
+use gristmill::queue::desk::{self, Ask, Place};
 use gristmill::queue::limits::{self, Limit};
-use gristmill::queue::{Fence, Payload, enqueue};
+use gristmill::queue::{Fence, Lane, Payload, cancel, enqueue};
 use gristmill::runtime::{Registry, Worker};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// A job that calls a provider: marks the start of each call.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 struct Call {
     number: i32,
     deed: Deed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 enum Deed {
     Call,
     /// The provider answers its first call with a Retry-After of two seconds.
@@ -108,7 +108,9 @@ async fn world(db: PgPool) -> anyhow::Result<World> {
     )
     .execute(&db)
     .await?;
-    World::new(db).await
+    let world = World::new(db).await?;
+    registry().publish(&world.ctx.db).await?;
+    Ok(world)
 }
 
 impl World {
@@ -303,19 +305,19 @@ async fn a_yes_that_comes_before_the_job_is_parked_is_not_missed(db: PgPool) -> 
     let id = world.asked([7], Deed::AskForApproval).await?[0];
     let ask = Ask {
         worker: "w".into(),
-        lane: 1,
+        lane: Lane::Bulk,
         kinds: vec!["call".into()],
         lease: Duration::from_secs(30),
         workspace_cap: 64,
     };
-    let at_work = desk::claim(&world.ctx.db, &ask, 1, Uuid::nil()).await?.remove(0).lease;
+    let at_work = desk::claim(&world.ctx.db, &ask, 1, &mut Place::default()).await?.remove(0).lease;
     assert!(limits::unpark(&world.ctx.db, id).await?);
     let mut tx = gristmill::store::begin(&world.ctx.db).await?;
     at_work.park(&mut tx, "NEEDS_APPROVAL: ?").await?;
     tx.commit().await?;
     assert_eq!(world.job(id).await?, ("WAITING".into(), 0, None));
 
-    let again = desk::claim(&world.ctx.db, &ask, 1, Uuid::nil()).await?.remove(0).lease;
+    let again = desk::claim(&world.ctx.db, &ask, 1, &mut Place::default()).await?.remove(0).lease;
     let mut tx = gristmill::store::begin(&world.ctx.db).await?;
     assert!(matches!(at_work.park(&mut tx, "late").await, Err(Fence::Lost)), "a stale worker parks nothing");
     drop(tx);
@@ -323,5 +325,34 @@ async fn a_yes_that_comes_before_the_job_is_parked_is_not_missed(db: PgPool) -> 
     again.park(&mut tx, "NEEDS_APPROVAL: ?").await?;
     tx.commit().await?;
     assert_eq!(world.job(id).await?.0, "PARKED", "an old yes does not count for a new question");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_parked_job_can_be_cancelled_and_one_that_was_cancelled_is_not_parked(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let parked = world.asked([7], Deed::AskForApproval).await?[0];
+    world.work(registry).await?;
+    cancel(&world.ctx.db, parked).await?;
+    world.work(registry).await?;
+    assert_eq!(world.job(parked).await?.0, "CANCELLED");
+
+    let parking = world.asked([8], Deed::AskForApproval).await?[0];
+    let ask = Ask {
+        worker: "w".into(),
+        lane: Lane::Bulk,
+        kinds: vec!["call".into()],
+        lease: Duration::from_secs(30),
+        workspace_cap: 64,
+    };
+    let at_work = desk::claim(&world.ctx.db, &ask, 1, &mut Place::default()).await?.remove(0).lease;
+    cancel(&world.ctx.db, parking).await?;
+    let mut tx = gristmill::store::begin(&world.ctx.db).await?;
+    at_work.park(&mut tx, "NEEDS_APPROVAL: ?").await?;
+    tx.commit().await?;
+    world.work(registry).await?;
+    assert_eq!(world.job(parking).await?.0, "CANCELLED", "it does not rest for ever");
     Ok(())
 }
