@@ -192,7 +192,7 @@ BEGIN
     l := gristmill.let_in(l, lane, moment);
     SELECT * INTO p FROM gristmill.next_place(l, lane, cost, moment);
     IF NOT fresh AND t.at IS NULL THEN
-        SELECT x.at INTO t.at FROM gristmill.limit_turns x
+        SELECT x.at, x.waiting_since INTO t.at, t.waiting_since FROM gristmill.limit_turns x
         WHERE x.job_id = job AND x.key_ref = l.key_ref AND x.model = l.model;
     ELSIF (fresh AND p.open AND NOT EXISTS (
                 SELECT FROM gristmill.limit_turns x

@@ -1,8 +1,8 @@
 //! Shared limits: requests and tokens a minute of one provider key and model, over all workers.
 //!
 //! The arithmetic is in the database (`migrations/0014_limits.sql`). Jobs take turns through
-//! [`Turn::take`](../../job/struct.Turn.html#method.take) before they call a provider. A turn is taken in a transaction of
-//! its own, which ends before the call begins.
+//! `Turn::take` before they call a provider. A turn is taken in a transaction of its own, which
+//! ends before the call begins.
 //!
 //! Accepted race: a worker that dies between its turn and its call has used the turn.
 
