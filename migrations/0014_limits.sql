@@ -6,12 +6,13 @@
 -- a waiting job holds no worker and is claimed once more. There is a line for interactive work
 -- and one for bulk, and each has a clock of its own:
 --   * every interactive start stops the bulk clock for what it cost, so people never wait
---     behind bulk work, and bulk has whatever people leave; interactive work is spaced at four
---     fifths of the rate, so bulk always has a fifth;
+--     behind bulk work, and bulk has whatever people leave; while bulk waits, interactive work is
+--     spaced at four fifths of the rate, so bulk has a fifth at least;
 --   * a pause (Retry-After) stops both clocks, so the lines move on as they stand: in order,
 --     spaced, and without a row being touched.
--- A line reaches five seconds ahead, or one job. Who comes later waits in a room before it and is let in by
--- those who go, tenant by tenant, so ten thousand jobs of one do not stand before one of another.
+-- A line reaches five seconds ahead, or one job. Who comes later waits in a room before it and is
+-- let in by those who go, tenant by tenant: ten thousand jobs of one do not stand before one of
+-- another.
 --
 -- What was started is counted apart (`used_until`), at the moment it started: jobs that come late,
 -- all at once, after an outage, are spaced anew. Over every 60 s no more is started than
@@ -80,8 +81,10 @@ DECLARE
     -- Of the burst, what bulk work leaves to people.
     spare constant float8 := CASE lane WHEN 0 THEN 0 ELSE 2.5 END;
     reach constant float8 := 5;
-    spaced constant float8 := CASE lane WHEN 0 THEN cost / 0.8 ELSE cost END;
     opens constant float8 := greatest(moment, extract(epoch FROM l.paused_until));
+    -- While bulk work waits, people leave it a fifth.
+    spaced constant float8 :=
+        CASE WHEN lane = 0 AND l.last_places[2] > opens - l.stopped[2] THEN cost / 0.8 ELSE cost END;
 BEGIN
     clock := opens - l.stopped[lane + 1];
     open := l.last_places[lane + 1] <= clock + reach;
@@ -98,7 +101,8 @@ $$;
 -- Is this turn a dead reservation? A caller that is no job has ten minutes.
 CREATE FUNCTION gristmill.nobody_waits(t gristmill.limit_turns, moment float8) RETURNS boolean
 LANGUAGE sql STABLE AS $$
-    SELECT coalesce((SELECT j.state NOT IN ('SCHEDULED', 'WAITING', 'RUNNING') FROM gristmill.jobs j WHERE j.id = t.job_id),
+    SELECT coalesce((SELECT j.state NOT IN ('SCHEDULED', 'WAITING', 'RUNNING')
+                     FROM gristmill.jobs j WHERE j.id = t.job_id),
                     extract(epoch FROM t.waiting_since) < moment - 600)
 $$;
 
@@ -222,8 +226,8 @@ BEGIN
             -- People keep pushing it back: it looks less and less often.
             seconds := greatest(seconds, (moment - extract(epoch FROM t.waiting_since)) / 4);
         END IF;
-        reason := format('rate limit of %s %s: turn in %s s%s', l.key_ref, l.model,
-                         round(seconds::numeric, 1), CASE WHEN l.paused_until > as_of THEN ' (' || l.paused_why || ')' END);
+        reason := format('rate limit of %s %s: turn in %s s%s', l.key_ref, l.model, round(seconds::numeric, 1),
+                         CASE WHEN l.paused_until > as_of THEN ' (' || l.paused_why || ')' END);
     END IF;
     wait := coalesce(seconds, 0) * interval '1 s';
     UPDATE gristmill.limits x SET
@@ -259,7 +263,7 @@ BEGIN
         l.used_until := greatest(l.used_until, moment - 10) + difference;
         l.stopped[2] := l.stopped[2] + difference;
         IF of_lane = 0 THEN
-            l.ends[1] := l.ends[1] + difference / 0.8;
+            l.ends[1] := l.ends[1] + difference;
         END IF;
         UPDATE gristmill.limits x SET ends = l.ends, stopped = l.stopped, used_until = l.used_until
         WHERE x.key_ref = l.key_ref AND x.model = l.model;
