@@ -66,12 +66,12 @@ struct Start {
     tokens: i64,
 }
 
-/// Works off the SCHEDULED jobs in the order of their times, each later by what `late` says.
+/// Works off the SCHEDULED jobs in the order of their times, each later by what `delay` says.
 async fn work_off(
     world: &World,
     terms: &HashMap<Uuid, (i32, i64)>,
     end: f64,
-    mut late: impl FnMut() -> f64,
+    mut delay: impl FnMut() -> f64,
 ) -> anyhow::Result<Run> {
     let mut run = Run::default();
     let mut clock = 0.0_f64;
@@ -79,7 +79,7 @@ async fn work_off(
                 WHERE state = 'SCHEDULED' ORDER BY run_at, id LIMIT 1";
     while let Some((job, due)) = sqlx::query_as::<_, (Uuid, f64)>(next).fetch_optional(&world.admin).await? {
         clock = clock.max(due - ZERO);
-        clock += late();
+        clock += delay();
         if clock > end {
             break;
         }
