@@ -12,6 +12,7 @@ pub mod extractions;
 pub mod generations;
 pub mod jobs;
 pub mod leftovers;
+pub mod migrations;
 pub mod outcomes;
 pub mod reports;
 pub mod resources;

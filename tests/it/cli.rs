@@ -23,7 +23,7 @@ fn complained(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 19] = [
     "",
     "up",
     "worker",
@@ -33,6 +33,11 @@ const COMMANDS: [&str; 14] = [
     "forget",
     "enqueue",
     "jobs",
+    "limits",
+    "limits list",
+    "limits set",
+    "limits pause",
+    "limits clear",
     "demo",
     "eval",
     "eval-docs",
@@ -128,5 +133,27 @@ async fn a_job_is_queued_once_for_its_key_and_listed(db: PgPool) -> anyhow::Resu
     let wrong = run(&["enqueue", "fetch", "{no json"])?;
     assert_eq!(wrong.status.code(), Some(1));
     assert!(complained(&wrong).contains("JSON"), "{}", complained(&wrong));
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_limit_is_set_paused_listed_and_cleared(db: PgPool) -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    let run = |arguments: &[&str]| {
+        gristmill(&[&["limits"], arguments].concat(), data.path()).env("DATABASE_URL", address(&db)).output()
+    };
+    let name = ["platform:openai", "gpt-x"];
+    assert!(run(&["set", name[0], name[1], "--requests", "600", "--tokens", "90000"])?.status.success());
+    assert!(
+        said(&run(&["pause", name[0], name[1], "60", "--why", "maintenance"])?).starts_with("paused until ")
+    );
+    let listed = said(&run(&["list"])?);
+    for word in [name[0], name[1], "600", "90000", "maintenance"] {
+        assert!(listed.contains(word), "{word} in {listed}");
+    }
+    assert!(run(&["clear", name[0], name[1]])?.status.success());
+    assert!(!said(&run(&["list"])?).contains(name[0]));
+    assert_eq!(run(&["clear", name[0], name[1]])?.status.code(), Some(2), "there is none");
+    assert_eq!(run(&["set", name[0], name[1], "--requests", "0"])?.status.code(), Some(2));
     Ok(())
 }

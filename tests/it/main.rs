@@ -11,6 +11,7 @@ mod fetch;
 mod helper_programs;
 mod hostile;
 mod ingest;
+mod limits;
 mod objects;
 mod payloads;
 mod queue;
