@@ -6,9 +6,11 @@
 
 pub mod attachments;
 pub mod chunks;
+pub mod doctor;
 pub mod events;
 pub mod extractions;
 pub mod generations;
+pub mod invariants;
 pub mod jobs;
 pub mod outcomes;
 pub mod reports;

@@ -5,6 +5,7 @@
 
 mod cli;
 mod crash;
+mod doctor;
 mod embed;
 mod extract;
 mod fetch;
@@ -12,10 +13,12 @@ mod helper_programs;
 mod hostile;
 mod ingest;
 mod objects;
+mod operate;
 mod payloads;
 mod queue;
 mod retrieval;
 mod scan;
 mod schema;
 mod search;
+mod verify;
 mod world;
