@@ -7,9 +7,11 @@
 pub mod attachments;
 pub mod bytes;
 pub mod chunks;
+pub mod doctor;
 pub mod events;
 pub mod extractions;
 pub mod generations;
+pub mod invariants;
 pub mod jobs;
 pub mod leftovers;
 pub mod migrations;

@@ -8,22 +8,22 @@ use std::process::{Command, Output, Stdio};
 
 mod onnx;
 
-fn gristmill(arguments: &[&str], data: &Path) -> Command {
+pub fn gristmill(arguments: &[&str], data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
     command.args(arguments).env_remove("DATABASE_URL").env("GRISTMILL__EMBEDDED__DATA_DIR", data);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-fn complained(output: &Output) -> String {
+pub fn complained(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: &[&str] = &[
     "",
     "up",
     "worker",
@@ -38,6 +38,15 @@ const COMMANDS: [&str; 19] = [
     "limits set",
     "limits pause",
     "limits clear",
+    "jobs list",
+    "jobs stats",
+    "jobs show",
+    "jobs explain",
+    "jobs dead",
+    "jobs retry",
+    "jobs cancel",
+    "doctor",
+    "verify",
     "demo",
     "eval",
     "eval-docs",

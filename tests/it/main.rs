@@ -5,6 +5,7 @@
 
 mod cli;
 mod crash;
+mod doctor;
 mod embed;
 mod extract;
 mod fetch;
@@ -13,10 +14,12 @@ mod hostile;
 mod ingest;
 mod limits;
 mod objects;
+mod operate;
 mod payloads;
 mod queue;
 mod retrieval;
 mod scan;
 mod schema;
 mod search;
+mod verify;
 mod world;
