@@ -53,11 +53,11 @@ enum What {
     Forget(operate::Forget),
     /// Queues a job, as `select gristmill.enqueue(…)` does.
     Enqueue(operate::Enqueue),
+    /// Looks at jobs and deals with them: list, stats, show, explain, dead, retry, cancel.
+    Jobs(jobs::Jobs),
     /// Requests and tokens a minute that all workers share, and pauses of providers.
     #[command(subcommand)]
     Limits(limits::Limits),
-    /// Looks at jobs and deals with them: list, stats, show, explain, dead, retry, cancel.
-    Jobs(jobs::Jobs),
     /// Looks at everything the worker needs, and says what to do where something is missing.
     Doctor(doctor::Doctor),
     /// Checks that the stored rows keep every promise, and names those that do not.
