@@ -5,7 +5,7 @@
 use crate::domain::{JobId, WorkspaceId};
 use crate::queue::Lease;
 use sqlx::postgres::types::PgInterval;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -67,7 +67,7 @@ fn interval(duration: Duration) -> PgInterval {
 }
 
 /// Takes up to `want` jobs, beginning with the workspace after `after`.
-pub async fn claim(db: &PgPool, ask: &Ask, want: i32, after: Uuid) -> sqlx::Result<Vec<Claimed>> {
+pub async fn claim(db: impl PgExecutor<'_>, ask: &Ask, want: i32, after: Uuid) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query!(
         r#"SELECT id AS "id!", workspace_id AS "workspace_id!", kind AS "kind!", payload AS "payload!",
                   attempts AS "attempts!", max_attempts AS "max_attempts!", epoch AS "epoch!", reason
@@ -95,8 +95,40 @@ pub async fn claim(db: &PgPool, ask: &Ask, want: i32, after: Uuid) -> sqlx::Resu
         .collect())
 }
 
+/// What this worker claimed without hearing of it: the reply to a claim was lost. Only the
+/// claim loop may ask, between two claims, with all it has in hand.
+pub async fn unheard(db: impl PgExecutor<'_>, ask: &Ask, in_hand: &[Lease]) -> sqlx::Result<Vec<Claimed>> {
+    let held: Vec<Uuid> = in_hand.iter().map(|lease| lease.job.0).collect();
+    let rows = sqlx::query!(
+        "SELECT id, workspace_id, kind, payload, attempts, max_attempts, epoch, reason
+         FROM gristmill.jobs
+         WHERE state = 'RUNNING' AND worker = $1 AND lane = $2::int AND lease_until > clock_timestamp()
+           AND NOT id = ANY($3)",
+        ask.worker,
+        ask.lane,
+        &held,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Claimed {
+            lease: Lease { job: JobId(row.id), epoch: row.epoch, workspace: WorkspaceId(row.workspace_id) },
+            kind: row.kind,
+            payload: row.payload,
+            attempt: row.attempts.into(),
+            max_attempts: row.max_attempts.into(),
+            reason: row.reason,
+        })
+        .collect())
+}
+
 /// Writes a batch of outcomes; those whose lease moved on change nothing.
-pub async fn acknowledge(db: &PgPool, batch: &[(Lease, Outcome)], backoff: Backoff) -> sqlx::Result<i64> {
+pub async fn acknowledge(
+    db: impl PgExecutor<'_>,
+    batch: &[(Lease, Outcome)],
+    backoff: Backoff,
+) -> sqlx::Result<i64> {
     let mut columns = Columns::default();
     for (lease, outcome) in batch {
         columns.push(*lease, outcome);

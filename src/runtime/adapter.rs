@@ -41,7 +41,9 @@ pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
     let worked = tokio::spawn(work(bench.clone(), job.clone()).instrument(span.clone())).await;
     let end = worked.unwrap_or_else(|panic| {
         if panic.is_cancelled() {
-            return End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() });
+            return End::Acknowledge(Outcome::HandedBack {
+                reason: "INTERRUPTED: the worker stopped".into(),
+            });
         }
         again(&job, "panic", &panic.to_string())
     });
@@ -50,7 +52,9 @@ pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
 
 async fn work(bench: Arc<Bench>, job: Claimed) -> End {
     if bench.hands.closing.is_cancelled() {
-        return End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped before it began".into() });
+        return End::Acknowledge(Outcome::HandedBack {
+            reason: "INTERRUPTED: the worker stopped before it began".into(),
+        });
     }
     let Some(kind) = bench.registry.get(&job.kind) else {
         return End::Bury(why("unknown_kind", &format!("no worker knows the kind {}", job.kind)));
@@ -68,7 +72,7 @@ async fn work(bench: Arc<Bench>, job: Claimed) -> End {
         verdict = tokio::time::timeout(kind.timeout, run) => verdict,
         () = stop.cancelled() => {
             return if bench.hands.closing.is_cancelled() {
-                End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() })
+                End::Acknowledge(Outcome::HandedBack { reason: "INTERRUPTED: the worker stopped".into() })
             } else {
                 // Lost or cancelled: for a lost lease the acknowledgement changes nothing.
                 End::Acknowledge(Outcome::Cancelled { reason: "cancelled on request".into() })

@@ -3,17 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
 
+mod child;
 mod cli;
 mod crash;
 mod embed;
 mod extract;
+mod faults;
 mod fetch;
+mod heavy;
 mod helper_programs;
 mod hostile;
 mod ingest;
 mod objects;
 mod payloads;
 mod queue;
+mod relay;
 mod retrieval;
 mod scan;
 mod schema;
