@@ -176,11 +176,6 @@ impl Child {
         unsafe { libc::kill(self.process.id() as libc::pid_t, signal) };
     }
 
-    pub fn kill(&mut self) {
-        self.process.kill().expect("it is our child");
-        self.process.wait().expect("it is our child");
-    }
-
     /// Waits for its end; with what it said when it does not come.
     pub async fn ended(&mut self, patience: Duration) -> anyhow::Result<ExitStatus> {
         let began = Instant::now();

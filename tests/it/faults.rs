@@ -4,7 +4,10 @@ use crate::child::{Act, Deed, registry};
 use crate::relay::Relay;
 use crate::world::{World, program, settings};
 use gristmill::context::Context;
-use gristmill::runtime::Worker;
+use gristmill::jobs::Fetch;
+use gristmill::queue::desk::{self, Backoff};
+use gristmill::queue::enqueue;
+use gristmill::runtime::{Worker, every_kind};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor, PgPool};
 use std::sync::Arc;
@@ -308,6 +311,85 @@ async fn an_end_that_cannot_be_stored_holds_up_no_other(db: PgPool) -> anyhow::R
     assert_eq!(state, "DEAD");
     assert!(reason.unwrap_or_default().contains("zero: here"));
     assert_eq!(world.job(waits).await?.0, "SCHEDULED");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_job_that_comes_back_to_the_worker_that_lost_it_costs_no_place(db: PgPool) -> anyhow::Result<()> {
+    let mut narrow = settings();
+    narrow.queue.concurrency = 2;
+    let world = World::with(db, narrow).await?;
+    world.order(&Deed::new("lapses", Act::Sleep { ms: 1500 })).await?;
+    let worker = Worker::start(&world.ctx, registry)?;
+    let backoff = Backoff { base: Duration::from_millis(1), ceiling: Duration::from_millis(1) };
+    // More often than there are places.
+    for claims in ["attempts = 1", "attempts = 2", "attempts = 3"] {
+        let sql = format!("SELECT bool_and({claims} AND state = 'RUNNING') FROM gristmill.jobs");
+        world.within(PATIENCE, "it was claimed", sql.leak()).await?;
+        // As if the worker had been unable to renew, in one step, so that it does not.
+        let mut tx = world.admin.begin().await?;
+        tx.execute("UPDATE gristmill.jobs SET lease_until = now() - interval '1 s'").await?;
+        assert_eq!(desk::rescue(&mut tx, backoff).await?, 1);
+        tx.commit().await?;
+    }
+    for n in 0..4 {
+        world.order(&Deed::new(n.to_string(), Act::Mark)).await?;
+    }
+    world.within(PATIENCE, "all was done", NOTHING_LEFT).await?;
+    worker.stop().await;
+    assert_eq!(world.most_attempts().await?, 4);
+    world.check_once(5).await
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn twenty_requests_for_one_attachment_at_once_make_one_set_of_vectors(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = Arc::new(World::new(db).await?);
+    let text = "The miller took a toll of every sack, a sixteenth part, and no more.\n\n".repeat(60);
+    let attachment = world.upload("toll.txt", text.as_bytes()).await?;
+    let once = async |keyed: bool| {
+        let mut askers = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let world = world.clone();
+            askers.spawn(async move {
+                let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
+                let fetch = Fetch { attachment };
+                if keyed {
+                    enqueue(&mut tx, world.workspace, &fetch).await?;
+                } else {
+                    // Without a key each request is a job of its own, as of a careless client.
+                    sqlx::query("SELECT gristmill.enqueue('fetch', $1)")
+                        .bind(serde_json::to_value(&fetch)?)
+                        .execute(&mut *tx)
+                        .await?;
+                }
+                tx.commit().await?;
+                anyhow::Ok(())
+            });
+        }
+        askers.join_all().await.into_iter().collect::<anyhow::Result<Vec<()>>>()
+    };
+    once(true).await?;
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs").await?, 1);
+    once(false).await?;
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs").await?, 21);
+    world.work(every_kind).await?;
+    let first = world.chunks(attachment).await?;
+    once(false).await?;
+    world.work(every_kind).await?;
+
+    assert_eq!(world.ended(attachment).await?, ("READY".into(), "-".into(), "INDEXED".into()));
+    assert!(first.len() > 1);
+    assert_eq!(world.chunks(attachment).await?, first);
+    for (table, rows) in
+        [("chunks", first.len() as i64), ("resources", 1), ("generations", 1), ("extractions", 1)]
+    {
+        let sql = format!("SELECT count(*) FROM gristmill.{table}");
+        assert_eq!(world.count(sql.leak()).await?, rows, "{table}");
+    }
+    let others = "SELECT count(*) FROM gristmill.jobs WHERE state <> 'DONE'";
+    assert_eq!(world.count(others).await?, 0);
     Ok(())
 }
 

@@ -1,9 +1,9 @@
-//! A wire to Postgres that can be cut, stalled and slowed: TCP in the middle, blind to messages.
+//! A wire to Postgres that can be cut and stalled: TCP in the middle, blind to messages.
 
 use sqlx::postgres::PgConnectOptions;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -21,8 +21,6 @@ struct State {
     cut_before: u64,
     /// New connections are closed at once.
     refusing: bool,
-    /// Waits before each answer of the server.
-    delay: Duration,
     /// What happens when a client says something.
     trap: Option<Trap>,
     target: (String, u16),
@@ -113,11 +111,6 @@ impl Relay {
         self.state.send_modify(|state| state.half_open_before = before);
     }
 
-    /// Holds each answer back for so long.
-    pub fn delay(&self, delay: Duration) {
-        self.state.send_modify(|state| state.delay = delay);
-    }
-
     /// Leads new connections elsewhere.
     pub fn lead_to(&self, options: &PgConnectOptions) {
         self.state.send_modify(|state| state.target = target(options));
@@ -165,9 +158,10 @@ async fn pass(
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let mut watched = state.subscribe();
+    let wire = Wire { number, state: &state, mute: AtomicBool::new(false), cuts: &cuts };
     tokio::select! {
-        () = asked(from_client, to_server, number, &state, &cuts) => {}
-        () = answered(from_server, to_client, number, &state) => {}
+        () = wire.asked(from_client, to_server) => {}
+        () = wire.answered(from_server, to_client) => {}
         _ = watched.wait_for(|state| number < state.cut_before) => {}
     }
 }
@@ -193,55 +187,55 @@ fn target(options: &PgConnectOptions) -> (String, u16) {
     (options.get_host().to_owned(), options.get_port())
 }
 
-async fn open(number: u64, state: &watch::Sender<State>) {
-    // The sender lives in the relay: waiting cannot fail while this task lives.
-    state.subscribe().wait_for(|state| !state.stalled && number >= state.half_open_before).await.ok();
+/// One connection.
+struct Wire<'a> {
+    number: u64,
+    state: &'a watch::Sender<State>,
+    /// The answer is not to be heard.
+    mute: AtomicBool,
+    cuts: &'a AtomicU64,
 }
 
-async fn asked(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    number: u64,
-    state: &watch::Sender<State>,
-    cuts: &AtomicU64,
-) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        open(number, state).await;
-        let words = &buffer[..read];
-        let snapped = snap(state, words);
-        if to.write_all(words).await.is_err() {
-            return;
-        }
-        match snapped {
-            // The server hears it and does it; nobody hears the server.
-            Some(Trap { stall: false, .. }) => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                cuts.fetch_add(1, SeqCst);
+impl Wire<'_> {
+    async fn open(&self) {
+        let open = |state: &State| !state.stalled && self.number >= state.half_open_before;
+        // The sender lives in the relay: waiting cannot fail while this task lives.
+        self.state.subscribe().wait_for(open).await.ok();
+    }
+
+    async fn asked(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            self.open().await;
+            let words = &buffer[..read];
+            let cut = snap(self.state, words).is_some_and(|trap| !trap.stall);
+            if cut {
+                self.mute.store(true, SeqCst);
+            }
+            if to.write_all(words).await.is_err() {
                 return;
             }
-            Some(Trap { stall: true, .. }) | None => {}
+            if cut {
+                // The server hears it and does it; nobody hears the server.
+                self.cuts.fetch_add(1, SeqCst);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return;
+            }
         }
+        // A server behind a dead wire does not learn that its client went away.
+        self.open().await;
     }
-    // A server behind a dead wire does not learn that its client went away.
-    open(number, state).await;
-}
 
-async fn answered(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    number: u64,
-    state: &watch::Sender<State>,
-) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let delay = state.borrow().delay;
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
-        open(number, state).await;
-        if to.write_all(&buffer[..read]).await.is_err() {
-            return;
+    async fn answered(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            self.open().await;
+            if self.mute.load(SeqCst) {
+                return std::future::pending().await;
+            }
+            if to.write_all(&buffer[..read]).await.is_err() {
+                return;
+            }
         }
     }
 }
