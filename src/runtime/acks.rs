@@ -100,7 +100,7 @@ fn make_storable(outcome: &mut Outcome) {
             *delay = (*delay).min(LONGEST_WAIT);
             reason
         }
-        Outcome::Retry { reason } | Outcome::HandedBack { reason } | Outcome::Cancelled { reason } => reason,
+        Outcome::Retry { reason } | Outcome::HandedBack { reason } => reason,
     };
     if reason.contains('\0') || reason.len() > LONGEST_REASON {
         *reason = reason.chars().filter(|c| *c != '\0').take(LONGEST_REASON).collect();

@@ -4,7 +4,7 @@
 //! of their own, so a slow job never delays them. A stop ends the stream and apalis waits for
 //! the jobs at work; what was claimed but not begun is handed back by the adapter.
 
-use crate::queue::desk::{self, Ask, Claimed};
+use crate::queue::desk::{self, Ask, Claimed, Place};
 use crate::runtime::hands::Hands;
 use crate::store::line::{Line, in_time};
 use apalis_core::backend::finalize::Ephemeral;
@@ -54,7 +54,7 @@ impl Leased {
 
 async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
     let Claiming { mut line, patience, ask, poll, hands, bell } = claiming;
-    let mut place = Uuid::nil();
+    let mut place = Place::default();
     // Whether a claim failed whose outcome nobody knows.
     let mut unheard = false;
     loop {
@@ -73,9 +73,10 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
         let want = permits.num_permits() as i32;
         let asked = async {
             let mut connection = line.take().await?;
-            let jobs = match unheard {
-                true => in_time(patience, desk::unheard(&mut connection, &ask, &hands.leases())).await?,
-                false => in_time(patience, desk::claim(&mut connection, &ask, want, place)).await?,
+            let jobs = if unheard {
+                in_time(patience, desk::unheard(&mut connection, &ask, &hands.leases())).await?
+            } else {
+                in_time(patience, desk::claim(&mut connection, &ask, want, &mut place)).await?
             };
             line.give_back(connection);
             Ok::<_, sqlx::Error>(jobs)
@@ -92,9 +93,6 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
         };
         let nothing = jobs.is_empty() && !unheard;
         unheard = false;
-        if let Some(last) = jobs.last() {
-            place = last.lease.workspace.0;
-        }
         for job in jobs {
             // The place stays taken until the job's end is written (`Hands::release`).
             if let Some(place) = permits.split(1) {

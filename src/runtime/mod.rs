@@ -18,6 +18,7 @@ pub use stop::{Stopped, block_on};
 
 use crate::config;
 use crate::context::Context;
+use crate::queue::Lane;
 use crate::queue::desk::{Ask, Backoff, Claimed};
 use crate::store::line::{Line, in_time};
 use acks::Acks;
@@ -25,16 +26,14 @@ use adapter::Bench;
 use apalis::prelude::{Data, WorkerBuilder};
 use backend::{Claiming, Leased};
 use hands::Hands;
-use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{Executor, PgPool};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 const BELL: &str = "gristmill_jobs";
-const BULK: i32 = 1;
-const INTERACTIVE: i32 = 0;
 
 /// A running worker; dropping it does not stop it, [`Worker::stop`] does.
 pub struct Worker {
@@ -66,13 +65,14 @@ impl Worker {
             farewell: line(ctx),
             backoff: backoff(settings),
         };
+        tokio::spawn(publish(ctx.db.clone(), registries(), worker.helpers.clone()));
         let bell = Arc::new(Notify::new());
         let database = (*ctx.db.connect_options()).clone();
         let listening = listen(database.clone(), patience(settings), bell.clone());
         tokio::spawn(worker.helpers.clone().run_until_cancelled_owned(listening));
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
-        for lane in [INTERACTIVE, BULK] {
+        for lane in [Lane::Interactive, Lane::Bulk] {
             worker.open_lane(ctx, registries(), (lane, &name), bell.clone());
         }
         let duty = keeper::Duty {
@@ -89,7 +89,7 @@ impl Worker {
         &mut self,
         ctx: &Arc<Context>,
         registry: Registry,
-        (lane, name): (i32, &str),
+        (lane, name): (Lane, &str),
         bell: Arc<Notify>,
     ) {
         let settings = &ctx.settings.queue;
@@ -119,8 +119,10 @@ impl Worker {
         });
         tokio::spawn(claiming);
         let bench = Arc::new(Bench { ctx: ctx.clone(), registry, hands: hands.clone(), ends });
-        let shell =
-            WorkerBuilder::new(format!("{name}-{lane}").as_str()).backend(backend).data(bench).build(handle);
+        let shell = WorkerBuilder::new(format!("{name}-{lane:?}").as_str())
+            .backend(backend)
+            .data(bench)
+            .build(handle);
         self.shells.spawn(async move {
             if let Err(error) = shell.run().await {
                 tracing::error!(%error, "a worker lane ended");
@@ -132,6 +134,17 @@ impl Worker {
 
 async fn handle(job: Claimed, bench: Data<Arc<Bench>>) {
     adapter::attempt((*bench).clone(), job).await;
+}
+
+/// Tells the database what this worker can do, as soon as it answers.
+async fn publish(db: PgPool, registry: Registry, end: CancellationToken) {
+    while let Err(error) = registry.publish(&db).await {
+        tracing::warn!(%error, "the kinds of jobs could not be published; trying again");
+        tokio::select! {
+            () = end.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
 }
 
 fn backoff(settings: &config::Queue) -> Backoff {

@@ -12,6 +12,7 @@ use gristmill::job::{Done, Job, JobError, Turn, Why};
 use gristmill::queue::{Payload, enqueue};
 use gristmill::runtime::{self, Registry, Worker};
 use gristmill::store::Tx;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::fs::File;
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 const MARK: &str = "GRISTMILL_TEST_CHILD";
 
 /// A job that does what it is told to.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Deed {
     pub name: String,
     #[serde(default)]
@@ -33,7 +34,7 @@ pub struct Deed {
     pub key: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Act {
     /// Marks its start and its effect.
     #[default]
@@ -128,6 +129,9 @@ pub fn registry() -> Registry {
 impl World {
     /// Queues a deed.
     pub async fn order(&self, deed: &Deed) -> anyhow::Result<JobId> {
+        if self.count("SELECT count(*) FROM gristmill.kinds WHERE kind = 'deed'").await? == 0 {
+            registry().publish(&self.admin).await?;
+        }
         let mut tx = self.admin.begin().await?;
         let queued = enqueue(&mut tx, self.workspace, deed).await?;
         tx.commit().await?;
