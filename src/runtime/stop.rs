@@ -41,7 +41,8 @@ pub fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Res
 impl Worker {
     /// Stops claiming, lets jobs finish within the grace, then hands the rest back.
     pub async fn stop(self) {
-        self.stop_or(CancellationToken::new()).await;
+        // Boxed: it would be a large part of every future that stops a worker.
+        Box::pin(self.stop_or(CancellationToken::new())).await;
     }
 
     /// Works until a signal. The first lets jobs finish within the grace; the second hands
@@ -64,7 +65,7 @@ impl Worker {
         next(&mut signals).await;
         tracing::info!("stopping: running jobs may finish; a second signal hands them back at once");
         let hurry = CancellationToken::new();
-        let mut stopping = std::pin::pin!(self.stop_or(hurry.clone()));
+        let mut stopping = Box::pin(self.stop_or(hurry.clone()));
         tokio::select! {
             () = &mut stopping => return Ok(Stopped::InOrder),
             () = next(&mut signals) => {}
