@@ -39,6 +39,7 @@ pub struct Database {
     pub url: Option<SecretString>,
     pub role: String,
     pub max_connections: u32,
+    pub connect_seconds: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

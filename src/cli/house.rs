@@ -97,6 +97,8 @@ impl House {
     /// A connection with the rights of whoever logs in, for what the worker's role may not do.
     pub async fn owner(&self) -> anyhow::Result<sqlx::PgPool> {
         let url = self.settings.database.url.as_ref().context("set DATABASE_URL")?.expose_secret();
+        let patience = std::time::Duration::from_secs_f64(self.settings.database.connect_seconds);
+        crate::store::reach(&url.parse()?, patience).await?;
         Ok(sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(url).await?)
     }
 

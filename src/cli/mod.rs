@@ -76,12 +76,7 @@ enum What {
 impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
-        let ran = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("no runtime")
-            .and_then(|runtime| runtime.block_on(self.dispatch()));
-        match ran {
+        match crate::runtime::block_on(self.dispatch()) {
             Ok(code) => code,
             Err(error) => {
                 eprintln!("gristmill: {error:#}");

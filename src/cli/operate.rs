@@ -3,15 +3,14 @@
 use crate::cli::house::House;
 use crate::cli::{ingest, watch};
 use crate::domain::{AttachmentId, WorkspaceId};
-use crate::runtime::{Worker, every_kind};
+use crate::runtime::{Stopped, Worker, every_kind};
 use crate::store::{jobs, tenants};
 use anyhow::Context as _;
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
-/// Works until a signal: the first lets jobs finish, the second does not.
+/// Works until a signal: the first lets jobs finish, the second hands them back at once.
 pub async fn up(house: &House, migrate: bool) -> anyhow::Result<ExitCode> {
     if migrate {
         house.migrate().await?;
@@ -19,13 +18,9 @@ pub async fn up(house: &House, migrate: bool) -> anyhow::Result<ExitCode> {
     let ctx = house.context().await?;
     let worker = Worker::start(&ctx, every_kind)?;
     tracing::info!(database = database(house), objects = house.settings.objects.endpoint, "working");
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-    tracing::info!("stopping: running jobs may finish; a second signal ends at once");
-    tokio::select! {
-        () = worker.stop() => Ok(ExitCode::SUCCESS),
-        _ = term.recv() => Ok(ExitCode::FAILURE),
-        _ = int.recv() => Ok(ExitCode::FAILURE),
+    match worker.until_told().await? {
+        Stopped::InOrder => Ok(ExitCode::SUCCESS),
+        Stopped::InHaste => Ok(ExitCode::FAILURE),
     }
 }
 

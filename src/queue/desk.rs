@@ -4,7 +4,7 @@
 
 use crate::domain::{JobId, WorkspaceId};
 use crate::queue::{Lane, Lease, interval};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -68,7 +68,12 @@ pub struct Backoff {
 }
 
 /// Takes up to `want` jobs, going on with the round over the workspaces at `place`.
-pub async fn claim(db: &PgPool, ask: &Ask, want: i32, place: &mut Place) -> sqlx::Result<Vec<Claimed>> {
+pub async fn claim(
+    db: impl PgExecutor<'_>,
+    ask: &Ask,
+    want: i32,
+    place: &mut Place,
+) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query!(
         r#"SELECT id, workspace_id, kind, payload, attempts, max_attempts, epoch, reason, cancel,
                   place AS "place!", turns_left AS "turns_left!"
@@ -106,8 +111,39 @@ pub async fn claim(db: &PgPool, ask: &Ask, want: i32, place: &mut Place) -> sqlx
     Ok(claimed.collect())
 }
 
+/// What this worker claimed without hearing of it: the reply to a claim was lost. Only the
+/// claim loop may ask, between two claims, with all it has in hand.
+pub async fn unheard(db: impl PgExecutor<'_>, ask: &Ask, in_hand: &[Lease]) -> sqlx::Result<Vec<Claimed>> {
+    let held: Vec<Uuid> = in_hand.iter().map(|lease| lease.job.0).collect();
+    let rows = sqlx::query!(
+        "SELECT id, workspace_id, kind, payload, attempts, max_attempts, epoch, reason, cancel_requested
+         FROM gristmill.jobs
+         WHERE state = 'RUNNING' AND worker = $1 AND lane = $2::int AND lease_until > clock_timestamp()
+           AND NOT id = ANY($3)",
+        ask.worker,
+        ask.lane as i32,
+        &held,
+    )
+    .fetch_all(db)
+    .await?;
+    let claimed = rows.into_iter().map(|row| Claimed {
+        lease: Lease { job: JobId(row.id), epoch: row.epoch, workspace: WorkspaceId(row.workspace_id) },
+        kind: row.kind,
+        payload: row.payload,
+        attempt: row.attempts.into(),
+        max_attempts: row.max_attempts.into(),
+        reason: row.reason,
+        cancel_requested: row.cancel_requested,
+    });
+    Ok(claimed.collect())
+}
+
 /// Writes a batch of outcomes; those whose lease moved on change nothing.
-pub async fn acknowledge(db: &PgPool, batch: &[(Lease, Outcome)], backoff: Backoff) -> sqlx::Result<i64> {
+pub async fn acknowledge(
+    db: impl PgExecutor<'_>,
+    batch: &[(Lease, Outcome)],
+    backoff: Backoff,
+) -> sqlx::Result<i64> {
     let mut columns = Columns::default();
     for (lease, outcome) in batch {
         columns.push(*lease, outcome);

@@ -2,34 +2,107 @@
 //! and tried until the database answers.
 //!
 //! Accepted race: a process that dies with ends unwritten leaves them to the lease, and the
-//! job runs again; its effects are fenced or idempotent.
+//! job runs again; its effects are fenced or idempotent. The same holds for an end that the
+//! database refuses.
 
 use crate::queue::Lease;
 use crate::queue::desk::{self, Backoff, Outcome};
 use crate::runtime::hands::Hands;
-use sqlx::PgPool;
+use crate::store::line::{Line, in_time};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 const LARGEST_BATCH: usize = 500;
 const PAUSE_AFTER_FAULT: Duration = Duration::from_millis(300);
+/// As much of a reason as a person reads.
+const LONGEST_REASON: usize = 2000;
+const LONGEST_WAIT: Duration = Duration::from_hours(24 * 366);
 
-/// Runs until every sender is gone and the last end is written.
-pub async fn write_ends(
-    db: PgPool,
-    backoff: Backoff,
-    hands: Arc<Hands>,
-    mut ends: mpsc::UnboundedReceiver<(Lease, Outcome)>,
-) {
-    let mut batch = Vec::new();
-    while ends.recv_many(&mut batch, LARGEST_BATCH).await > 0 {
-        while let Err(error) = desk::acknowledge(&db, &batch, backoff).await {
-            tracing::warn!(%error, jobs = batch.len(), "acknowledging failed; trying again");
-            tokio::time::sleep(PAUSE_AFTER_FAULT).await;
+/// The writer of one lane's ends.
+pub struct Acks {
+    pub line: Line,
+    pub patience: Duration,
+    pub backoff: Backoff,
+    pub hands: Arc<Hands>,
+}
+
+impl Acks {
+    /// Runs until every sender is gone, or until `last_call` when no end is left to write.
+    pub async fn write_ends(
+        mut self,
+        mut ends: mpsc::UnboundedReceiver<(Lease, Outcome)>,
+        last_call: CancellationToken,
+    ) {
+        let mut batch = Vec::new();
+        loop {
+            let taken = tokio::select! {
+                biased;
+                taken = ends.recv_many(&mut batch, LARGEST_BATCH) => taken,
+                () = last_call.cancelled() => 0,
+            };
+            if taken == 0 {
+                return;
+            }
+            for (_, outcome) in &mut batch {
+                make_storable(outcome);
+            }
+            if let Err(error) = self.write(&batch).await {
+                // One end that cannot be stored must not keep the others from it.
+                tracing::warn!(%error, jobs = batch.len(), "the database refused a batch of ends");
+                for end in &batch {
+                    if let Err(error) = self.write(std::slice::from_ref(end)).await {
+                        tracing::error!(%error, job = %end.0.job, "its end was refused; its lease will lapse");
+                    }
+                }
+            }
+            for (lease, _) in batch.drain(..) {
+                self.hands.release(lease);
+            }
         }
-        for (lease, _) in batch.drain(..) {
-            hands.release(lease);
+    }
+
+    /// Tries until the database answers; its error when the data is what it refuses.
+    async fn write(&mut self, batch: &[(Lease, Outcome)]) -> sqlx::Result<()> {
+        loop {
+            match self.attempt(batch).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_refused(&error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, jobs = batch.len(), "acknowledging failed; trying again");
+                    tokio::time::sleep(PAUSE_AFTER_FAULT).await;
+                }
+            }
         }
+    }
+
+    async fn attempt(&mut self, batch: &[(Lease, Outcome)]) -> sqlx::Result<()> {
+        let mut connection = self.line.take().await?;
+        in_time(self.patience, desk::acknowledge(&mut connection, batch, self.backoff)).await?;
+        self.line.give_back(connection);
+        Ok(())
+    }
+}
+
+/// Values that no retry makes acceptable: data exceptions and broken constraints.
+fn is_refused(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
+}
+
+/// Postgres holds no NUL and no interval without end; both come from outside, in the words and
+/// the headers of other services.
+fn make_storable(outcome: &mut Outcome) {
+    let reason = match outcome {
+        Outcome::Done => return,
+        Outcome::Wait { delay, reason } => {
+            *delay = (*delay).min(LONGEST_WAIT);
+            reason
+        }
+        Outcome::Retry { reason } | Outcome::HandedBack { reason } => reason,
+    };
+    if reason.contains('\0') || reason.len() > LONGEST_REASON {
+        *reason = reason.chars().filter(|c| *c != '\0').take(LONGEST_REASON).collect();
     }
 }

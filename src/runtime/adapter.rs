@@ -44,7 +44,9 @@ pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
     let worked = tokio::spawn(work(bench.clone(), job.clone()).instrument(span.clone())).await;
     let end = worked.unwrap_or_else(|panic| {
         if panic.is_cancelled() {
-            return End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() });
+            return End::Acknowledge(Outcome::HandedBack {
+                reason: "INTERRUPTED: the worker stopped".into(),
+            });
         }
         again(&job, "panic", &panic.to_string())
     });
@@ -53,7 +55,9 @@ pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
 
 async fn work(bench: Arc<Bench>, job: Claimed) -> End {
     if bench.hands.closing.is_cancelled() {
-        return End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped before it began".into() });
+        return End::Acknowledge(Outcome::HandedBack {
+            reason: "INTERRUPTED: the worker stopped before it began".into(),
+        });
     }
     let Some(kind) = bench.registry.get(&job.kind) else {
         return End::Bury(why("unknown_kind", &format!("no worker knows the kind {}", job.kind)));
@@ -74,7 +78,7 @@ async fn work(bench: Arc<Bench>, job: Claimed) -> End {
         verdict = tokio::time::timeout(kind.timeout, run) => verdict,
         () = stop.cancelled() => {
             return if bench.hands.closing.is_cancelled() {
-                End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() })
+                End::Acknowledge(Outcome::HandedBack { reason: "INTERRUPTED: the worker stopped".into() })
             } else {
                 // Lost or cancelled: with a lost lease nothing will be written.
                 End::CallOff

@@ -6,12 +6,12 @@
 
 use crate::queue::desk::{self, Ask, Claimed, Place};
 use crate::runtime::hands::Hands;
+use crate::store::line::{Line, in_time};
 use apalis_core::backend::finalize::Ephemeral;
 use apalis_core::backend::{Backend, BackendConfig};
 use apalis_core::task::Task;
 use apalis_core::task::builder::TaskBuilder;
 use apalis_core::worker::context::WorkerContext;
-use sqlx::PgPool;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -31,9 +31,11 @@ pub struct Leased {
 }
 
 /// What the claim loop needs.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Claiming {
-    pub db: PgPool,
+    pub line: Line,
+    /// How long a claim may take before its connection is given up.
+    pub patience: Duration,
     pub ask: Ask,
     pub poll: Duration,
     pub hands: Arc<Hands>,
@@ -51,8 +53,10 @@ impl Leased {
 }
 
 async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
-    let Claiming { db, ask, poll, hands, bell } = claiming;
+    let Claiming { mut line, patience, ask, poll, hands, bell } = claiming;
     let mut place = Place::default();
+    // Whether a claim failed whose outcome nobody knows.
+    let mut unheard = false;
     loop {
         let first = tokio::select! {
             biased;
@@ -66,16 +70,29 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
         }
         // Armed before the query, so a bell between query and sleep is not missed.
         let rung = bell.notified();
-        let jobs = match desk::claim(&db, &ask, permits.num_permits() as i32, &mut place).await {
+        let want = permits.num_permits() as i32;
+        let asked = async {
+            let mut connection = line.take().await?;
+            let jobs = if unheard {
+                in_time(patience, desk::unheard(&mut connection, &ask, &hands.leases())).await?
+            } else {
+                in_time(patience, desk::claim(&mut connection, &ask, want, &mut place)).await?
+            };
+            line.give_back(connection);
+            Ok::<_, sqlx::Error>(jobs)
+        };
+        let jobs = match asked.await {
             Ok(jobs) => jobs,
             Err(error) => {
+                unheard = true;
                 tracing::warn!(%error, "claiming failed; trying again");
                 drop(permits);
                 tokio::time::sleep(PAUSE_AFTER_FAULT).await;
                 continue;
             }
         };
-        let nothing = jobs.is_empty();
+        let nothing = jobs.is_empty() && !unheard;
+        unheard = false;
         for job in jobs {
             // The place stays taken until the job's end is written (`Hands::release`).
             if let Some(place) = permits.split(1) {

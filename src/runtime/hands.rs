@@ -36,7 +36,13 @@ impl Hands {
     /// Takes a claimed job in hand and gives the token that stops it.
     pub fn hold(&self, lease: Lease) -> CancellationToken {
         let token = CancellationToken::new();
-        self.map().insert(lease.job, (lease, token.clone()));
+        let before = self.map().insert(lease.job, (lease, token.clone()));
+        if let Some((_, lost)) = before {
+            // Lapsed, and claimed by us again while the old attempt is still at it: that one
+            // ends now, and its place is free, for its release will find another epoch.
+            lost.cancel();
+            self.places.add_permits(1);
+        }
         token
     }
 

@@ -2,15 +2,19 @@
 //!
 //! It has its own thread, event loop and connection, so neither CPU work in the jobs nor an
 //! exhausted pool delays it. While the database cannot be reached it tells nobody to stop:
-//! the fence decides later, by epoch.
+//! the fence decides later, by epoch. A round that gets no answer is given up so early that a
+//! fresh connection still comes before the lease lapses.
 
 use crate::queue::desk::{self, Backoff};
 use crate::runtime::hands::Hands;
+use crate::store::line::{Line, in_time};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, PgConnection};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// The shortest wait for an answer: below it a busy machine looks like a dead one.
+const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the keeper needs to know.
 #[derive(Debug, Clone)]
@@ -21,17 +25,22 @@ pub struct Duty {
     pub backoff: Backoff,
 }
 
+impl Duty {
+    /// A third of the lease between rounds, a fifth for a dead connection, a fifth to connect
+    /// anew: a renewal still comes in time.
+    fn patience(&self) -> Duration {
+        (self.lease / 5).max(LEAST_PATIENCE)
+    }
+}
+
 /// The keeper's thread; it ends when `end` fires.
 pub fn start(
     duty: Duty,
-    hands: Arc<Hands>,
+    hands: Vec<Arc<Hands>>,
     end: CancellationToken,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("lease-keeper".into()).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "the lease keeper could not start"),
-        };
         runtime.block_on(async {
             tokio::select! {
                 () = end.cancelled() => {}
@@ -41,42 +50,37 @@ pub fn start(
     })
 }
 
-async fn keep(duty: &Duty, hands: &Hands) {
-    let mut connection = None;
+async fn keep(duty: &Duty, hands: &[Arc<Hands>]) {
+    let mut line = Line::new(duty.database.clone(), &duty.role, duty.patience());
     loop {
-        if let Err(error) = round(duty, hands, &mut connection).await {
-            tracing::warn!(%error, "renewing leases failed; connecting anew");
-            connection = None;
-        }
-        tokio::time::sleep(duty.lease / 3).await;
+        let pause = match round(duty, hands, &mut line).await {
+            Ok(()) => duty.lease / 3,
+            Err(error) => {
+                tracing::warn!(%error, "renewing leases failed; connecting anew");
+                duty.lease / 12
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
-async fn round(duty: &Duty, hands: &Hands, kept: &mut Option<PgConnection>) -> sqlx::Result<()> {
-    let connection = match kept {
-        Some(connection) => connection,
-        None => kept.insert(connect(duty).await?),
-    };
-    let held = hands.leases();
+async fn round(duty: &Duty, hands: &[Arc<Hands>], line: &mut Line) -> sqlx::Result<()> {
+    let mut connection = line.take().await?;
+    let held: Vec<_> = hands.iter().flat_map(|hands| hands.leases()).collect();
     if !held.is_empty() {
-        let ours = desk::renew(connection, &held, duty.lease).await?;
+        let ours = in_time(duty.patience(), desk::renew(&mut connection, &held, duty.lease)).await?;
         for lease in held {
             match ours.iter().find(|kept| kept.job == lease.job) {
                 Some(kept) if !kept.cancel_requested => {}
                 // Lost or cancelled; a job that has just ended is no longer in hand.
-                _ => hands.stop(lease),
+                _ => hands.iter().for_each(|hands| hands.stop(lease)),
             }
         }
     }
-    let rescued = desk::rescue(connection, duty.backoff).await?;
+    let rescued = in_time(duty.patience(), desk::rescue(&mut connection, duty.backoff)).await?;
     if rescued > 0 {
         tracing::warn!(jobs = rescued, "took back jobs whose lease had lapsed");
     }
+    line.give_back(connection);
     Ok(())
-}
-
-async fn connect(duty: &Duty) -> sqlx::Result<PgConnection> {
-    let mut connection = duty.database.connect().await?;
-    crate::store::take_role(&mut connection, &duty.role).await?;
-    Ok(connection)
 }

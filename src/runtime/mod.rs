@@ -11,18 +11,23 @@ pub mod embedded_s3;
 mod hands;
 mod keeper;
 mod registry;
+mod stop;
 
 pub use registry::{Registry, every_kind};
+pub use stop::{Stopped, block_on};
 
 use crate::config;
 use crate::context::Context;
 use crate::queue::Lane;
 use crate::queue::desk::{Ask, Backoff, Claimed};
+use crate::store::line::{Line, in_time};
+use acks::Acks;
 use adapter::Bench;
 use apalis::prelude::{Data, WorkerBuilder};
 use backend::{Claiming, Leased};
 use hands::Hands;
-use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{Executor, PgPool};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -35,9 +40,14 @@ pub struct Worker {
     hands: Vec<Arc<Hands>>,
     shells: tokio::task::JoinSet<()>,
     acks: tokio::task::JoinSet<()>,
+    /// Fires when no more ends will come.
+    last_call: CancellationToken,
     helpers: CancellationToken,
     keepers: Vec<std::thread::JoinHandle<()>>,
     grace: Duration,
+    /// For the last words of a stop.
+    farewell: Line,
+    backoff: Backoff,
 }
 
 impl Worker {
@@ -48,18 +58,30 @@ impl Worker {
             hands: Vec::new(),
             shells: tokio::task::JoinSet::new(),
             acks: tokio::task::JoinSet::new(),
+            last_call: CancellationToken::new(),
             helpers: CancellationToken::new(),
             keepers: Vec::new(),
             grace: Duration::from_secs_f64(settings.grace_seconds),
+            farewell: line(ctx),
+            backoff: backoff(settings),
         };
         tokio::spawn(publish(ctx.db.clone(), registries(), worker.helpers.clone()));
         let bell = Arc::new(Notify::new());
-        tokio::spawn(listen(ctx.db.clone(), bell.clone(), worker.helpers.clone()));
+        let database = (*ctx.db.connect_options()).clone();
+        let listening = listen(database.clone(), patience(settings), bell.clone());
+        tokio::spawn(worker.helpers.clone().run_until_cancelled_owned(listening));
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         for lane in [Lane::Interactive, Lane::Bulk] {
-            worker.open_lane(ctx, registries(), (lane, &name), bell.clone())?;
+            worker.open_lane(ctx, registries(), (lane, &name), bell.clone());
         }
+        let duty = keeper::Duty {
+            database,
+            role: ctx.settings.database.role.clone(),
+            lease: Duration::from_secs_f64(settings.lease_seconds),
+            backoff: worker.backoff,
+        };
+        worker.keepers.push(keeper::start(duty, worker.hands.clone(), worker.helpers.clone())?);
         Ok(worker)
     }
 
@@ -69,30 +91,32 @@ impl Worker {
         registry: Registry,
         (lane, name): (Lane, &str),
         bell: Arc<Notify>,
-    ) -> anyhow::Result<()> {
+    ) {
         let settings = &ctx.settings.queue;
         let hands = Arc::new(Hands::new(settings.concurrency));
-        let backoff = backoff(settings);
-        let lease = Duration::from_secs_f64(settings.lease_seconds);
         let (ends, written) = mpsc::unbounded_channel();
-        self.acks.spawn(acks::write_ends(ctx.db.clone(), backoff, hands.clone(), written));
-        let duty = keeper::Duty {
-            database: (*ctx.db.connect_options()).clone(),
-            role: ctx.settings.database.role.clone(),
-            lease,
-            backoff,
+        let acks = Acks {
+            line: line(ctx),
+            patience: patience(settings),
+            backoff: self.backoff,
+            hands: hands.clone(),
         };
-        self.keepers.push(keeper::start(duty, hands.clone(), self.helpers.clone())?);
+        self.acks.spawn(acks.write_ends(written, self.last_call.clone()));
         let ask = Ask {
             worker: name.to_owned(),
             lane,
             kinds: registry.kinds(),
-            lease,
+            lease: Duration::from_secs_f64(settings.lease_seconds),
             workspace_cap: settings.workspace_cap as i32,
         };
-        let poll = Duration::from_millis(settings.poll_ms);
-        let (backend, claiming) =
-            Leased::new(Claiming { db: ctx.db.clone(), ask, poll, hands: hands.clone(), bell });
+        let (backend, claiming) = Leased::new(Claiming {
+            line: line(ctx),
+            patience: patience(settings),
+            ask,
+            poll: Duration::from_millis(settings.poll_ms),
+            hands: hands.clone(),
+            bell,
+        });
         tokio::spawn(claiming);
         let bench = Arc::new(Bench { ctx: ctx.clone(), registry, hands: hands.clone(), ends });
         let shell = WorkerBuilder::new(format!("{name}-{lane:?}").as_str())
@@ -105,27 +129,6 @@ impl Worker {
             }
         });
         self.hands.push(hands);
-        Ok(())
-    }
-
-    /// Stops claiming, lets jobs finish within the grace, then hands the rest back.
-    pub async fn stop(mut self) {
-        for hands in &self.hands {
-            hands.closing.cancel();
-        }
-        let finished = async { while self.shells.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.grace, finished).await.is_err() {
-            for hands in &self.hands {
-                hands.stop_all();
-            }
-            while self.shells.join_next().await.is_some() {}
-        }
-        // The shells held the senders: the acknowledgements end when the last is written.
-        while self.acks.join_next().await.is_some() {}
-        self.helpers.cancel();
-        for keeper in self.keepers {
-            tokio::task::spawn_blocking(move || keeper.join()).await.ok();
-        }
     }
 }
 
@@ -151,28 +154,47 @@ fn backoff(settings: &config::Queue) -> Backoff {
     }
 }
 
+/// A connection for a loop of the queue.
+fn line(ctx: &Context) -> Line {
+    let options = (*ctx.db.connect_options()).clone();
+    Line::new(options, &ctx.settings.database.role, patience(&ctx.settings.queue))
+}
+
+/// How long the loops of the queue wait for an answer before they connect anew.
+fn patience(settings: &config::Queue) -> Duration {
+    Duration::from_secs_f64((settings.lease_seconds / 3.0).clamp(0.5, 10.0))
+}
+
 /// Rings the bell when the database tells of a job; reconnects by itself. The poll behind it
 /// makes a lost notification a delay, not a loss.
-async fn listen(db: PgPool, bell: Arc<Notify>, end: CancellationToken) {
-    let listening = async {
-        loop {
-            if let Err(error) = ring(&db, &bell).await {
-                tracing::warn!(%error, "listening for jobs failed; polling goes on");
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+async fn listen(database: PgConnectOptions, check: Duration, bell: Arc<Notify>) {
+    loop {
+        if let Err(error) = ring(&database, check, &bell).await {
+            tracing::warn!(%error, "listening for jobs failed; polling goes on");
         }
-    };
-    tokio::select! {
-        () = end.cancelled() => {}
-        () = listening => {}
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-async fn ring(db: &PgPool, bell: &Notify) -> sqlx::Result<()> {
-    let mut listener = sqlx::postgres::PgListener::connect_with(db).await?;
-    listener.listen(BELL).await?;
+async fn ring(database: &PgConnectOptions, check: Duration, bell: &Notify) -> sqlx::Result<()> {
+    // A pool of its own: the listener keeps its connection, and the jobs need theirs.
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(database.clone());
+    let mut listener = PgListener::connect_with(&pool).await?;
+    // A lost connection is an error here, and begins this function anew.
+    listener.eager_reconnect(false);
+    in_time(check, listener.listen(BELL)).await?;
+    // What was told while nobody listened.
+    bell.notify_waiters();
     loop {
-        listener.recv().await?;
-        bell.notify_waiters();
+        match tokio::time::timeout(check, listener.try_recv()).await {
+            Ok(told) => {
+                if told?.is_none() {
+                    return Err(sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into()));
+                }
+                bell.notify_waiters();
+            }
+            // Silence is what a dead wire sounds like too: ask for an answer.
+            Err(_) => in_time(check, listener.execute("SELECT 1")).await.map(drop)?,
+        }
     }
 }

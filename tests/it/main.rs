@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
 
+mod child;
 mod cli;
 mod crash;
 mod doctor;
 mod embed;
 mod extract;
+mod faults;
 mod fetch;
+mod heavy;
 mod helper_programs;
 mod hostile;
 mod ingest;
@@ -17,6 +20,7 @@ mod objects;
 mod operate;
 mod payloads;
 mod queue;
+mod relay;
 mod retrieval;
 mod scan;
 mod schema;
