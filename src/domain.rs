@@ -45,6 +45,9 @@ ids! {
     JobId,
 }
 
+/// The workspace of the house's own jobs.
+pub const SYSTEM_WORKSPACE: WorkspaceId = WorkspaceId(Uuid::from_u128(1));
+
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal),+ $(,)? })+) => {$(
         $(#[$doc])*

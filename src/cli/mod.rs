@@ -6,6 +6,7 @@ pub mod eval;
 mod house;
 mod ingest;
 mod operate;
+mod schedules;
 mod search;
 mod table;
 mod watch;
@@ -51,6 +52,9 @@ enum What {
     Enqueue(operate::Enqueue),
     /// Shows the newest jobs with their states and reasons.
     Jobs(operate::Jobs),
+    /// Shows what comes by the clock; runs one now, switches one on or off.
+    #[command(subcommand)]
+    Schedules(schedules::Schedules),
     /// From documents in a bucket to cited answers, on the embedded services.
     Demo(demo::Demo),
     /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
@@ -109,6 +113,7 @@ impl Command {
             What::Forget(forget) => forget.run(&house).await,
             What::Enqueue(enqueue) => enqueue.run(&house).await,
             What::Jobs(jobs) => jobs.run(&house).await,
+            What::Schedules(schedules) => schedules.run(&house).await,
             What::Demo(demo) => demo.run(&house).await,
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,

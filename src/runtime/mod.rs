@@ -10,6 +10,7 @@ pub mod embedded_pg;
 pub mod embedded_s3;
 mod hands;
 mod keeper;
+pub mod leader;
 mod registry;
 
 pub use registry::{Registry, every_kind};
@@ -55,6 +56,7 @@ impl Worker {
         };
         let bell = Arc::new(Notify::new());
         tokio::spawn(listen(ctx.db.clone(), bell.clone(), worker.helpers.clone()));
+        leader::start(ctx, worker.helpers.clone());
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         for lane in [INTERACTIVE, BULK] {

@@ -5,6 +5,7 @@
 //! [`enter`](crate::queue::Lease::enter) or [`tenant`] set, and without one it sees no rows.
 
 pub mod attachments;
+pub mod budgets;
 pub mod chunks;
 pub mod events;
 pub mod extractions;
@@ -13,7 +14,9 @@ pub mod jobs;
 pub mod outcomes;
 pub mod reports;
 pub mod resources;
+pub mod schedules;
 pub mod search;
+pub mod sweeps;
 pub mod tenants;
 pub mod verdicts;
 

@@ -23,7 +23,7 @@ fn complained(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 18] = [
     "",
     "up",
     "worker",
@@ -33,6 +33,10 @@ const COMMANDS: [&str; 14] = [
     "forget",
     "enqueue",
     "jobs",
+    "schedules",
+    "schedules list",
+    "schedules run",
+    "schedules enable",
     "demo",
     "eval",
     "eval-docs",

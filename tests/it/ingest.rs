@@ -26,7 +26,7 @@ mod refused;
 mod remote;
 
 /// Several chunks of prose; a word of each paragraph is its own.
-fn prose(paragraphs: usize) -> String {
+pub fn prose(paragraphs: usize) -> String {
     let paragraph = |n: usize| {
         format!(
             "Paragraph {n} tells of mill{n}. The upper stone is the runner; it turns over the bed \
@@ -37,7 +37,7 @@ fn prose(paragraphs: usize) -> String {
     (0..paragraphs).map(paragraph).collect::<Vec<_>>().join("\n\n")
 }
 
-fn upload<'a>(bucket: &'a str, key: &'a str, name: &'a str) -> NewAttachment<'a> {
+pub fn upload<'a>(bucket: &'a str, key: &'a str, name: &'a str) -> NewAttachment<'a> {
     NewAttachment {
         origin: Origin::Upload,
         bucket,
@@ -51,19 +51,19 @@ fn upload<'a>(bucket: &'a str, key: &'a str, name: &'a str) -> NewAttachment<'a>
 }
 
 impl World {
-    fn bucket(&self) -> &str {
+    pub fn bucket(&self) -> &str {
         &self.ctx.settings.objects.bucket
     }
 
     /// Puts bytes into the bucket, as a browser with a signed URL does.
-    async fn put(&self, key: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    pub async fn put(&self, key: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), bytes)?;
         self.ctx.objects.upload(self.bucket(), key, file.path(), None).await?;
         Ok(())
     }
 
-    async fn get(&self, key: &str) -> anyhow::Result<Vec<u8>> {
+    pub async fn get(&self, key: &str) -> anyhow::Result<Vec<u8>> {
         let file = tempfile::NamedTempFile::new()?;
         let pin = Pin { bucket: self.bucket().into(), key: key.into(), etag: None, version_id: None };
         self.ctx.objects.download(&pin, file.path()).await?;
@@ -71,13 +71,13 @@ impl World {
     }
 
     /// The keys of the objects that a tenant has in the bucket.
-    async fn keys(&self, of: WorkspaceId) -> anyhow::Result<Vec<String>> {
+    pub async fn keys(&self, of: WorkspaceId) -> anyhow::Result<Vec<String>> {
         let listed = self.ctx.objects.list(self.bucket(), &self.ctx.objects.tenant_key(of, "")).await?;
         Ok(listed.into_iter().map(|object| object.key).collect())
     }
 
     /// The row and the job that a chat layer writes in one transaction.
-    async fn attach(&self, of: WorkspaceId, new: &NewAttachment<'_>) -> anyhow::Result<AttachmentId> {
+    pub async fn attach(&self, of: WorkspaceId, new: &NewAttachment<'_>) -> anyhow::Result<AttachmentId> {
         let mut tx = gristmill::store::tenant(&self.ctx.db, of).await?;
         let attachment = attachments::insert(&mut tx, of, new).await?;
         enqueue(&mut tx, of, &Fetch { attachment }).await?;
@@ -85,7 +85,7 @@ impl World {
         Ok(attachment)
     }
 
-    async fn upload_of(&self, of: WorkspaceId, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
+    pub async fn upload_of(&self, of: WorkspaceId, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
         let key = self.ctx.objects.tenant_key(of, &format!("uploads/{}/{name}", Uuid::now_v7()));
         self.put(&key, bytes).await?;
         self.attach(of, &upload(self.bucket(), &key, name)).await
@@ -96,7 +96,7 @@ impl World {
     }
 
     /// Uploads, and works until nothing is left to do.
-    async fn ingest(&self, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
+    pub async fn ingest(&self, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
         let id = self.upload(name, bytes).await?;
         self.work(every_kind).await?;
         Ok(id)
@@ -134,7 +134,7 @@ impl World {
     }
 }
 
-fn ended(status: &str, code: &str, index: &str) -> (String, String, String) {
+pub fn ended(status: &str, code: &str, index: &str) -> (String, String, String) {
     (status.into(), code.into(), index.into())
 }
 

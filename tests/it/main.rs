@@ -16,6 +16,8 @@ mod payloads;
 mod queue;
 mod retrieval;
 mod scan;
+mod schedules;
 mod schema;
 mod search;
+mod tidy;
 mod world;
