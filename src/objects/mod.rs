@@ -137,14 +137,8 @@ impl Objects {
     }
 
     /// One page of the objects whose key begins with `prefix`; `after` is the `next` of the page before.
-    pub async fn page(
-        &self,
-        bucket: &str,
-        prefix: &str,
-        after: Option<String>,
-    ) -> Result<Page, ObjectError> {
-        let ask =
-            self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_continuation_token(after);
+    pub async fn page(&self, bucket: &str, prefix: &str, after: Option<String>) -> Result<Page, ObjectError> {
+        let ask = self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_continuation_token(after);
         let answer = ask.send().await.map_err(|e| from_sdk(&e))?;
         let objects = answer.contents().iter().filter_map(|object| {
             Some(Listed {

@@ -63,7 +63,8 @@ pub fn ticks(cron: &str, time_zone: &str, now: DateTime<Utc>) -> Result<Ticks, C
 /// What this version of the worker does by the clock.
 pub fn defaults(settings: &Config) -> [Published; 5] {
     let clamd = !settings.scan.clamd.trim().is_empty();
-    let one = |name, kind, cron, note| Published { name, kind, payload: json!({}), cron, enabled: true, note };
+    let one =
+        |name, kind, cron, note| Published { name, kind, payload: json!({}), cron, enabled: true, note };
     [
         one("tidy", "tidy", "*/5 * * * *", "removes what is over, takes up what stands still"),
         Published {
@@ -122,7 +123,11 @@ impl Candidate {
                 Err(_) => Some("no answer in time".to_owned()),
             };
             if let Some(fault) = fault {
-                tracing::warn!(fault, led = self.leads, "the schedules could not be looked at; connecting anew");
+                tracing::warn!(
+                    fault,
+                    led = self.leads,
+                    "the schedules could not be looked at; connecting anew"
+                );
                 // The lock goes with the session.
                 self.connection = None;
                 self.leads = false;

@@ -30,14 +30,9 @@ pub async fn workspaces(conn: &mut PgConnection) -> sqlx::Result<Vec<WorkspaceId
 
 /// Removes finished jobs past their time, whole trees at once.
 pub async fn prune(conn: &mut PgConnection, done: Duration, dead: Duration, most: i32) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(
-        r#"SELECT gristmill.prune($1, $2, $3) AS "n!""#,
-        interval(done),
-        interval(dead),
-        most
-    )
-    .fetch_one(conn)
-    .await
+    sqlx::query_scalar!(r#"SELECT gristmill.prune($1, $2, $3) AS "n!""#, interval(done), interval(dead), most)
+        .fetch_one(conn)
+        .await
 }
 
 /// Lets the next [`prune`] begin at the oldest row again.

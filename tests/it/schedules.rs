@@ -53,7 +53,9 @@ fn when_clocks_change_a_fixed_time_ticks_once_and_a_step_never_pauses() {
 #[test]
 fn a_pattern_or_a_zone_that_cannot_be_meant_is_named() {
     let now = at("2026-11-22T09:14:59Z");
-    assert!(matches!(ticks("every day", "UTC", now), Err(CronFault::Pattern { cron, .. }) if cron == "every day"));
+    assert!(
+        matches!(ticks("every day", "UTC", now), Err(CronFault::Pattern { cron, .. }) if cron == "every day")
+    );
     assert_eq!(ticks("* * * * *", "Mars/Olympus", now), Err(CronFault::TimeZone("Mars/Olympus".into())));
     let never = ticks("0 0 30 2 *", "UTC", now).unwrap();
     assert_eq!((never.latest, never.next), (None, None), "the 30th of February");
@@ -86,7 +88,9 @@ const MISSED: &str = "INSERT INTO gristmill.schedules (name, kind, cron, last_ti
 const ENQUEUED: &str = "SELECT count(*) = 1 FROM gristmill.jobs WHERE unique_key LIKE 'cron:yearly:%'";
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn after_an_outage_the_latest_missed_tick_is_enqueued_once_and_no_other(db: PgPool) -> anyhow::Result<()> {
+async fn after_an_outage_the_latest_missed_tick_is_enqueued_once_and_no_other(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = leading(db).await?;
     world.change(MISSED).await?;
     world
@@ -97,7 +101,8 @@ async fn after_an_outage_the_latest_missed_tick_is_enqueued_once_and_no_other(db
         )
         .await?;
     let worker = Worker::start(&world.ctx, every_kind)?;
-    let over = "SELECT count(*) = 1 FROM gristmill.jobs WHERE unique_key LIKE 'cron:yearly:%' AND state = 'DONE'";
+    let over =
+        "SELECT count(*) = 1 FROM gristmill.jobs WHERE unique_key LIKE 'cron:yearly:%' AND state = 'DONE'";
     world.until("the missed tick is done", over).await?;
     // Some more looks, over a job that is over.
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
@@ -130,7 +135,9 @@ async fn many_leaders_at_once_make_one_job_of_a_tick(db: PgPool) -> anyhow::Resu
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_tick_of_the_future_is_not_enqueued_whatever_the_leaders_clock_says(db: PgPool) -> anyhow::Result<()> {
+async fn a_tick_of_the_future_is_not_enqueued_whatever_the_leaders_clock_says(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     world.change(MISSED).await?;
     let mut connection = world.ctx.db.acquire().await?;
@@ -149,7 +156,9 @@ async fn a_tick_whose_predecessor_is_not_over_is_passed_by(db: PgPool) -> anyhow
     let second = schedules::tick(&mut connection, "yearly", new_year(0)).await?.unwrap();
     assert_eq!((first.1, second), (true, (first.0, false)));
     world.change("UPDATE gristmill.jobs SET state = 'DONE', finished_at = now()").await?;
-    world.change("UPDATE gristmill.schedules SET last_tick = date_trunc('year', now()) - interval '1 day'").await?;
+    world
+        .change("UPDATE gristmill.schedules SET last_tick = date_trunc('year', now()) - interval '1 day'")
+        .await?;
     let third = schedules::tick(&mut connection, "yearly", new_year(0)).await?.unwrap();
     assert!(third.1, "{third:?}");
     Ok(())
@@ -167,7 +176,9 @@ async fn one_of_two_workers_leads_and_the_other_follows_when_its_connection_goes
     let world = leading(db).await?;
     let workers = [Worker::start(&world.ctx, every_kind)?, Worker::start(&world.ctx, every_kind)?];
     world.until("one leads", "SELECT count(*) = 1 FROM gristmill.schedules WHERE name = 'tidy'").await?;
-    let leader = async || -> anyhow::Result<Vec<i32>> { Ok(sqlx::query_scalar(LEADER).fetch_all(&world.admin).await?) };
+    let leader = async || -> anyhow::Result<Vec<i32>> {
+        Ok(sqlx::query_scalar(LEADER).fetch_all(&world.admin).await?)
+    };
     let mut before = leader().await?;
     while before.is_empty() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -203,14 +214,19 @@ async fn a_broken_schedule_says_so_and_holds_up_no_other(db: PgPool) -> anyhow::
     let worker = Worker::start(&world.ctx, every_kind)?;
     world.until("the good one was enqueued", ENQUEUED).await?;
     world
-        .until("the broken one says so", "SELECT problem LIKE '%whenever%' FROM gristmill.schedules WHERE name = 'broken'")
+        .until(
+            "the broken one says so",
+            "SELECT problem LIKE '%whenever%' FROM gristmill.schedules WHERE name = 'broken'",
+        )
         .await?;
     worker.stop().await;
     Ok(())
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_worker_renews_its_own_schedules_and_leaves_what_an_operator_changed(db: PgPool) -> anyhow::Result<()> {
+async fn a_worker_renews_its_own_schedules_and_leaves_what_an_operator_changed(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let mut connection = world.ctx.db.acquire().await?;
     let mut one = Published {
@@ -247,7 +263,9 @@ async fn what_was_missed_while_a_schedule_was_off_is_not_made_up_for(db: PgPool)
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn an_operator_lists_switches_and_runs_schedules_from_the_command_line(db: PgPool) -> anyhow::Result<()> {
+async fn an_operator_lists_switches_and_runs_schedules_from_the_command_line(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     world.change(MISSED).await?;
     let data = tempfile::tempdir()?;

@@ -1,7 +1,7 @@
 //! What keeps the house clean: each sweep takes what is over, and leaves its neighbour that is not.
 
 use crate::ingest::{ended, prose};
-use crate::world::{World, settings};
+use crate::world::World;
 use gristmill::domain::{AttachmentId, SYSTEM_WORKSPACE, WorkspaceId};
 use gristmill::jobs::{Rescan, Tidy, ToolSync, UsageRollup};
 use gristmill::queue::{Payload, enqueue};
@@ -89,7 +89,10 @@ async fn logins_and_sign_in_links_go_when_they_are_over_in_every_tenant_and_no_s
     world.tidy().await?;
     assert_eq!(world.tidied().await?["logins"], 4);
     assert_eq!(world.words("SELECT token FROM gristmill.verification_tokens").await?, ["young", "young"]);
-    assert_eq!(world.words("SELECT left(session_token, 5) FROM gristmill.sessions").await?, ["young", "young"]);
+    assert_eq!(
+        world.words("SELECT left(session_token, 5) FROM gristmill.sessions").await?,
+        ["young", "young"]
+    );
     Ok(())
 }
 
@@ -117,14 +120,18 @@ async fn a_dead_call_gives_back_what_it_held_of_a_budget_and_a_living_one_does_n
     assert_eq!(world.words("SELECT reserved::text FROM gristmill.budgets").await?, ["0.25"]);
     assert_eq!(world.words("SELECT amount::text FROM gristmill.reservations").await?, ["0.25"]);
     assert_eq!(
-        world.words("SELECT state || coalesce(' ' || left(failure, 9), '') FROM gristmill.usages ORDER BY id").await?,
+        world
+            .words("SELECT state || coalesce(' ' || left(failure, 9), '') FROM gristmill.usages ORDER BY id")
+            .await?,
         ["RELEASED abandoned", "OPEN"]
     );
     Ok(())
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_budget_that_differs_from_its_ledger_is_told_once_a_day_and_not_mended(db: PgPool) -> anyhow::Result<()> {
+async fn a_budget_that_differs_from_its_ledger_is_told_once_a_day_and_not_mended(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let other = another_tenant(&world).await?;
     world
@@ -142,9 +149,15 @@ async fn a_budget_that_differs_from_its_ledger_is_told_once_a_day_and_not_mended
     let told = "SELECT workspace_id || ' ' || body FROM gristmill.events WHERE type = 'budget.differs'";
     assert_eq!(
         world.words(told).await?,
-        [format!(r#"{} {{"held": "0", "spent": "0.3", "settled": "0.1", "reserved": "0"}}"#, world.workspace)]
+        [format!(
+            r#"{} {{"held": "0", "spent": "0.3", "settled": "0.1", "reserved": "0"}}"#,
+            world.workspace
+        )]
     );
-    assert_eq!(world.words("SELECT spent::text FROM gristmill.budgets ORDER BY spent").await?, ["0.1", "0.3"]);
+    assert_eq!(
+        world.words("SELECT spent::text FROM gristmill.budgets ORDER BY spent").await?,
+        ["0.1", "0.3"]
+    );
     Ok(())
 }
 
@@ -156,7 +169,11 @@ async fn events_go_when_they_are_old_and_stay_while_they_are_not(db: PgPool) -> 
     world.age("UPDATE gristmill.events SET created_at = now() - interval '31 days' WHERE type = 'attachment.stored'").await?;
     world.tidy().await?;
     assert_eq!(world.tidied().await?, serde_json::json!({ "events": 1 }));
-    assert_eq!(world.count("SELECT count(*) FROM gristmill.events").await?, before, "one went, one tells of it");
+    assert_eq!(
+        world.count("SELECT count(*) FROM gristmill.events").await?,
+        before,
+        "one went, one tells of it"
+    );
     Ok(())
 }
 

@@ -49,7 +49,8 @@ async fn what_was_learned_of_bytes_goes_when_the_chat_layer_removes_the_last_row
     let mut world = World::new(db).await?;
     world.restart(|settings| settings.tidy.orphan_hours = 0)?;
     let text = prose(3);
-    let (one, twin) = (world.ingest("one.txt", text.as_bytes()).await?, world.ingest("two.txt", text.as_bytes()).await?);
+    let (one, twin) =
+        (world.ingest("one.txt", text.as_bytes()).await?, world.ingest("two.txt", text.as_bytes()).await?);
     let delete = async |id: AttachmentId| {
         sqlx::query("DELETE FROM gristmill.attachments WHERE id = $1").bind(id.0).execute(&world.admin).await
     };

@@ -52,7 +52,9 @@ async fn done_jobs_go_after_a_day_and_dead_ones_after_thirty(db: PgPool) -> anyh
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_tree_stays_until_its_last_job_is_past_its_time_and_then_goes_as_a_whole(db: PgPool) -> anyhow::Result<()> {
+async fn a_tree_stays_until_its_last_job_is_past_its_time_and_then_goes_as_a_whole(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     finished(
         &world,
@@ -77,17 +79,23 @@ async fn a_tree_stays_until_its_last_job_is_past_its_time_and_then_goes_as_a_who
     world.change("UPDATE gristmill.jobs SET finished_at = now() - interval '25 hours' WHERE unique_key = 'c.child'").await?;
     assert_eq!(prune(&world).await?, 5);
     assert_eq!(world.words(NAMES).await?, ["b", "b.dead"]);
-    world.change("UPDATE gristmill.jobs SET finished_at = now() - interval '31 days' WHERE state = 'DEAD'").await?;
+    world
+        .change("UPDATE gristmill.jobs SET finished_at = now() - interval '31 days' WHERE state = 'DEAD'")
+        .await?;
     assert_eq!(prune(&world).await?, 2);
     Ok(())
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_row_that_somebody_holds_is_passed_by_and_found_when_the_walk_begins_anew(db: PgPool) -> anyhow::Result<()> {
+async fn a_row_that_somebody_holds_is_passed_by_and_found_when_the_walk_begins_anew(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     finished(&world, &[("held", "DONE", None, 3), ("free", "DONE", None, 2)]).await?;
     let mut held = world.admin.begin().await?;
-    sqlx::query("SELECT FROM gristmill.jobs WHERE unique_key = 'held' FOR UPDATE").execute(&mut *held).await?;
+    sqlx::query("SELECT FROM gristmill.jobs WHERE unique_key = 'held' FOR UPDATE")
+        .execute(&mut *held)
+        .await?;
     assert_eq!(prune(&world).await?, 1);
     assert_eq!(world.words(NAMES).await?, ["held"]);
     held.rollback().await?;
@@ -108,7 +116,8 @@ async fn two_at_once_remove_each_row_once(db: PgPool) -> anyhow::Result<()> {
         )
         .await?;
     let batches = (0..12).map(|_| {
-        sqlx::query_scalar::<_, i64>("SELECT gristmill.prune('1 day', '30 days', 250)").fetch_one(&world.admin)
+        sqlx::query_scalar::<_, i64>("SELECT gristmill.prune('1 day', '30 days', 250)")
+            .fetch_one(&world.admin)
     });
     let removed: i64 = futures::future::try_join_all(batches).await?.into_iter().sum();
     let left = world.count("SELECT count(*) FROM gristmill.jobs").await?;

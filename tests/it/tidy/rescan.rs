@@ -43,7 +43,10 @@ async fn a_file_that_new_signatures_find_infected_leaves_retrieval_with_all_its_
     for gone in ["SELECT count(*) FROM gristmill.chunks", "SELECT count(*) FROM gristmill.generations"] {
         assert_eq!(world.count(gone).await?, 0, "{gone}");
     }
-    assert_eq!(world.count("SELECT count(*) FROM gristmill.events WHERE type = 'attachment.quarantined'").await?, 2);
+    assert_eq!(
+        world.count("SELECT count(*) FROM gristmill.events WHERE type = 'attachment.quarantined'").await?,
+        2
+    );
     assert_eq!(
         world.count("SELECT count(*) FROM gristmill.attachment_history WHERE to_status = 'SCANNING'").await?,
         2,
@@ -53,7 +56,9 @@ async fn a_file_that_new_signatures_find_infected_leaves_retrieval_with_all_its_
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_file_that_is_still_clean_stays_readable_and_is_not_scanned_a_third_time(db: PgPool) -> anyhow::Result<()> {
+async fn a_file_that_is_still_clean_stays_readable_and_is_not_scanned_a_third_time(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let mut world = World::new(db).await?;
     let id = world.ingest("one.txt", prose(3).as_bytes()).await?;
     let failed = world.ingest("gone.zip", &crate::scan::nested(10)).await?;
@@ -68,13 +73,16 @@ async fn a_file_that_is_still_clean_stays_readable_and_is_not_scanned_a_third_ti
     assert_eq!(world.chunks(id).await?, chunks);
     let looks = "SELECT count(*) FROM gristmill.jobs WHERE kind = 'rescan' AND payload <> '{}'";
     assert_eq!(world.count(looks).await?, 1);
-    let verdicts = "SELECT engine || ' ' || outcome FROM gristmill.verdicts WHERE outcome = 'CLEAN' ORDER BY created_at";
+    let verdicts =
+        "SELECT engine || ' ' || outcome FROM gristmill.verdicts WHERE outcome = 'CLEAN' ORDER BY created_at";
     assert_eq!(world.words(verdicts).await?, ["gristmill CLEAN", "gristmill+clamd CLEAN"]);
     Ok(())
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_verdict_of_older_signatures_is_renewed_when_it_is_old_and_not_before(db: PgPool) -> anyhow::Result<()> {
+async fn a_verdict_of_older_signatures_is_renewed_when_it_is_old_and_not_before(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let mut world = World::new(db).await?;
     let (address, clamd) = fake(Manner::Says(b"stream: OK\0")).await;
     world.restart(|settings| settings.scan.clamd = address)?;

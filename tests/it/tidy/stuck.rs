@@ -27,7 +27,9 @@ impl World {
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn an_attachment_that_nobody_works_on_is_taken_up_again_where_it_stood(db: PgPool) -> anyhow::Result<()> {
+async fn an_attachment_that_nobody_works_on_is_taken_up_again_where_it_stood(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     for status in ["STORED", "SCANNING"] {
         let id = world.stranded(&format!("{status}.txt"), status).await?;
@@ -39,7 +41,9 @@ async fn an_attachment_that_nobody_works_on_is_taken_up_again_where_it_stood(db:
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn an_upload_that_never_came_waits_a_day_and_then_fails_with_its_reason(db: PgPool) -> anyhow::Result<()> {
+async fn an_upload_that_never_came_waits_a_day_and_then_fails_with_its_reason(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let id = world.stranded("late.txt", "REQUESTED").await?;
     let key: String =
@@ -63,14 +67,17 @@ async fn one_that_stands_still_again_fails_as_stuck_and_the_chat_layer_learns_of
     world.tidy().await?;
     assert_eq!(world.ended(id).await?, ended("FAILED", "stuck", "-"));
     assert_eq!(world.tidied().await?, serde_json::json!({ "stuck": 1 }));
-    let told = "SELECT count(*) FROM gristmill.events WHERE type = 'attachment.failed' AND body ->> 'code' = 'stuck'
+    let told =
+        "SELECT count(*) FROM gristmill.events WHERE type = 'attachment.failed' AND body ->> 'code' = 'stuck'
                 AND workspace_id = (SELECT id FROM gristmill.workspaces WHERE external_id = 'acme')";
     assert_eq!(world.count(told).await?, 1);
     Ok(())
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn an_attachment_with_a_job_of_any_key_or_that_is_young_is_not_touched(db: PgPool) -> anyhow::Result<()> {
+async fn an_attachment_with_a_job_of_any_key_or_that_is_young_is_not_touched(
+    db: PgPool,
+) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     let young = world.stranded("young.txt", "SCANNING").await?;
     let keyed = world.stranded("keyed.txt", "SCANNING").await?;
