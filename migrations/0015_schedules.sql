@@ -303,7 +303,18 @@ $$;
 ALTER TABLE gristmill.attachments ADD COLUMN revived smallint NOT NULL DEFAULT 0 CHECK (revived >= 0);
 ALTER TABLE gristmill.generations ADD COLUMN revived smallint NOT NULL DEFAULT 0 CHECK (revived >= 0);
 
--- Whether a job that is not over works on these subjects: found by the keys that the house gives
+-- A retry by hand begins anew.
+CREATE FUNCTION gristmill.forget_revivals() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.revived := 0;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER attachments_begin_anew BEFORE UPDATE OF status ON gristmill.attachments
+    FOR EACH ROW WHEN (OLD.status = 'FAILED' AND NEW.status <> 'FAILED') EXECUTE FUNCTION gristmill.forget_revivals();
+
+-- Whether a job that is not over works on this subject: found by the keys that the house gives
 -- its own jobs, which is a probe into an index each.
 CREATE FUNCTION gristmill.has_job(workspace uuid, kinds text[], subject uuid) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, gristmill AS $$

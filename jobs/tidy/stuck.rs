@@ -130,7 +130,7 @@ async fn generation(sweep: &Sweep<'_>, tx: &mut Tx, one: &StuckGeneration) -> Re
     if again && sweeps::revive_generation(tx, one.id).await? {
         return Ok(Ended::Revived);
     }
-    let reason = "its index stood still with no job, and queueing the next step again did not help: look for what ends its jobs, then enqueue `fetch`";
+    let reason = "no job works on its index, and queueing the next step again did not help or cannot: look for what ends its jobs, then enqueue `fetch`";
     if let Some(attachment) = one.attachment {
         outcomes::fail(tx, attachment, Reason { code: CODE, text: reason }).await?;
     } else {

@@ -14,11 +14,20 @@ pub enum Schedules {
     /// Every schedule with its last and its next tick.
     List,
     /// Queues a schedule's job now, whether it is on or off.
-    Run { name: String },
+    Run {
+        /// The schedule's name.
+        name: String,
+    },
     /// Switches a schedule on; what it missed while it was off is not made up for.
-    Enable { name: String },
+    Enable {
+        /// The schedule's name.
+        name: String,
+    },
     /// Switches a schedule off.
-    Disable { name: String },
+    Disable {
+        /// The schedule's name.
+        name: String,
+    },
 }
 
 impl Schedules {

@@ -25,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 /// A look that takes longer is given up with its connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Between two tries while the database does not answer, or has an older schema.
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
 /// A tick that is not to be made up for may be so old.
 const LATE: TimeDelta = TimeDelta::minutes(1);
 
@@ -115,6 +118,7 @@ struct Candidate {
 
 impl Candidate {
     async fn stand(&mut self) {
+        let mut pause = self.poll;
         loop {
             let looked = tokio::time::timeout(PATIENCE, self.look()).await;
             let fault = match looked {
@@ -131,8 +135,11 @@ impl Candidate {
                 // The lock goes with the session.
                 self.connection = None;
                 self.leads = false;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            } else {
+                pause = self.poll;
             }
-            tokio::time::sleep(self.poll).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -202,6 +202,23 @@ async fn one_of_two_workers_leads_and_the_other_follows_when_its_connection_goes
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_leader_that_falls_silent_loses_its_place(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let mut silent = world.ctx.db.acquire().await?.detach();
+    schedules::end_when_silent(&mut silent, 300).await?;
+    assert!(schedules::lead(&mut silent).await?);
+    let mut next = world.ctx.db.acquire().await?;
+    assert!(!schedules::lead(&mut next).await?, "there is one already");
+    let began = std::time::Instant::now();
+    while !schedules::lead(&mut next).await? {
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "nobody can lead");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(schedules::all(&mut silent).await.is_err(), "its session was ended");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn a_broken_schedule_says_so_and_holds_up_no_other(db: PgPool) -> anyhow::Result<()> {
     let world = leading(db).await?;
     world

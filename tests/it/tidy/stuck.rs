@@ -5,11 +5,16 @@ use super::*;
 const HOURS_AGO: &str = "now() - interval '2 hours'";
 
 impl World {
-    /// An attachment whose job is gone, at a status, unchanged for two hours.
+    /// An attachment whose job was cancelled, at a status, unchanged for two hours.
     async fn stranded(&self, name: &str, status: &str) -> anyhow::Result<AttachmentId> {
-        let id = self.upload(name, b"words of a mill").await?;
+        self.stranded_of(self.workspace, name, status).await
+    }
+
+    async fn stranded_of(&self, of: WorkspaceId, name: &str, status: &str) -> anyhow::Result<AttachmentId> {
+        let id = self.upload_of(of, name, b"words of a mill").await?;
         self.age(&format!(
-            "DELETE FROM gristmill.jobs WHERE payload ->> 'attachment' = '{id}';
+            "UPDATE gristmill.jobs SET state = 'CANCELLED', reason = 'on request', finished_at = now()
+             WHERE payload ->> 'attachment' = '{id}';
              UPDATE gristmill.attachments SET status = '{status}', created_at = {HOURS_AGO}, updated_at = {HOURS_AGO}
              WHERE id = '{id}'"
         ))
@@ -31,12 +36,17 @@ async fn an_attachment_that_nobody_works_on_is_taken_up_again_where_it_stood(
     db: PgPool,
 ) -> anyhow::Result<()> {
     let world = World::new(db).await?;
+    let other = another_tenant(&world).await?;
     for status in ["STORED", "SCANNING"] {
-        let id = world.stranded(&format!("{status}.txt"), status).await?;
+        let ids = [world.workspace, other].map(|of| world.stranded_of(of, "a.txt", status));
+        for id in futures::future::try_join_all(ids).await? {
+            assert_eq!(world.ended(id).await?.0, status);
+        }
         world.tidy().await?;
-        assert_eq!(world.ended(id).await?, ended("READY", "-", "INDEXED"), "{status}");
-        assert_eq!(world.tidied().await?["revived"], 1, "{status}");
+        assert_eq!(world.tidied().await?["revived"], 2, "{status}, in each tenant");
     }
+    assert_eq!(world.words("SELECT DISTINCT status::text FROM gristmill.attachments").await?, ["READY"]);
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.attachments").await?, 4);
     Ok(())
 }
 
@@ -97,7 +107,8 @@ async fn an_attachment_with_a_job_of_any_key_or_that_is_young_is_not_touched(
     world.house_alone().await?;
     let untouched = "SELECT count(*) FROM gristmill.attachments WHERE status = 'SCANNING' AND revived = 0";
     assert_eq!(world.count(untouched).await?, 4);
-    assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs WHERE kind <> 'tidy'").await?, 3);
+    let live = "SELECT count(*) FROM gristmill.jobs WHERE kind <> 'tidy' AND state <> 'CANCELLED'";
+    assert_eq!(world.count(live).await?, 3);
     Ok(())
 }
 
@@ -180,5 +191,20 @@ async fn a_superseded_index_that_forget_missed_goes_and_the_live_one_stays(db: P
         ["INDEXED", "FAILED"]
     );
     assert_eq!(world.chunks(id).await?, chunks);
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_retry_by_hand_may_stand_still_once_again(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    world.stranded("a.txt", "SCANNING").await?;
+    world.age("UPDATE gristmill.attachments SET revived = 1").await?;
+    world.tidy().await?;
+    let revived = "SELECT status || ' ' || revived FROM gristmill.attachments";
+    assert_eq!(world.words(revived).await?, ["FAILED 1"]);
+    world
+        .change("UPDATE gristmill.attachments SET status = 'STORED', failure_code = NULL, failure = NULL")
+        .await?;
+    assert_eq!(world.words(revived).await?, ["STORED 0"]);
     Ok(())
 }
