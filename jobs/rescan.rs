@@ -17,6 +17,7 @@ use crate::store::outcomes::{self, Reason};
 use crate::store::verdicts::{self, Verdict};
 use crate::store::{Tx, generations, sweeps};
 use anyhow::anyhow;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ const PRIORITY: i32 = -100;
 const CLAMD_PAUSE: Duration = Duration::from_mins(1);
 
 /// Looks again at one attachment's bytes; without one, finds those that need it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Rescan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<AttachmentId>,

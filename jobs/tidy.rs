@@ -17,6 +17,7 @@ use crate::jobs::Forget;
 use crate::queue::{Payload, enqueue};
 use crate::store::events::{Event, announce};
 use crate::store::{Tx, sweeps};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -31,7 +32,7 @@ const WORKER_UNSEEN: Duration = DAY;
 const MOST_BATCHES: usize = 1000;
 
 /// Sweeps the house.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Tidy {
     /// Also what needs a look at every row or object.
     #[serde(default)]
@@ -104,6 +105,10 @@ impl Sweep<'_> {
         let workers = sweeps::workers(&mut tx, WORKER_UNSEEN).await?;
         tx.commit().await?;
         self.count("workers", workers);
+        let mut tx = self.turn.begin(self.ctx).await?;
+        let turns = sweeps::limits(&mut tx).await?;
+        tx.commit().await?;
+        self.count("turns", turns);
         Ok(())
     }
 

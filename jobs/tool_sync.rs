@@ -7,11 +7,12 @@ use crate::context::Context;
 use crate::job::{Done, Job, JobError, Turn};
 use crate::queue::Payload;
 use anyhow::anyhow;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Brings every tenant's tool definitions up to date.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ToolSync {}
 
 impl Payload for ToolSync {

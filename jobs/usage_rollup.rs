@@ -9,11 +9,12 @@ use crate::job::{Done, Job, JobError, Turn};
 use crate::queue::Payload;
 use crate::store::events::{self, Event};
 use crate::store::{budgets, sweeps};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Compares every budget with its usage rows and reservations.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct UsageRollup {}
 
 impl Payload for UsageRollup {

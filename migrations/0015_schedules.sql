@@ -5,9 +5,6 @@
 -- owner's rights, answer with ids or counts, and take at most as many rows as they are told, so
 -- that each call is a short transaction of its own. All of them may run twice, or side by side.
 
-INSERT INTO gristmill.workspaces (id, external_id, name) -- BEFORE 0012
-VALUES ('00000000-0000-0000-0000-000000000001', 'gristmill:system', 'Gristmill itself') ON CONFLICT DO NOTHING; -- BEFORE 0012
-
 -- What is enqueued when. Rows belong to the operator: a worker adds its own at start, and brings
 -- those that nobody changed up to date (`origin`). Jobs run in the house's own workspace.
 CREATE TABLE gristmill.schedules (
@@ -90,7 +87,7 @@ BEGIN
       AND j.state IN ('SCHEDULED', 'WAITING', 'RUNNING', 'PARKED') LIMIT 1;
     IF NOT FOUND THEN
         SELECT e.job_id, e.is_new INTO job_id, is_new FROM enqueue(
-            due.kind, due.payload, workspace => house, max_attempts => 5,
+            due.kind, due.payload, workspace => house, max_attempts => 5, unique_for => interval '7 days',
             key => format('cron:%s:%s', schedule, to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))) e;
     END IF;
 END
@@ -221,7 +218,6 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill AS $$
 DECLARE
     removed bigint;
 BEGIN
-    IF to_regclass('gristmill.job_keys') IS NULL THEN RETURN 0; END IF; -- BEFORE 0012
     DELETE FROM job_keys WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM job_keys WHERE until < now() ORDER BY until LIMIT at_most FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS removed = ROW_COUNT;
@@ -235,10 +231,20 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill AS $$
 DECLARE
     removed bigint;
 BEGIN
-    IF to_regclass('gristmill.workers') IS NULL THEN RETURN 0; END IF; -- BEFORE 0012
     DELETE FROM workers WHERE last_seen < now() - unseen_for;
     GET DIAGNOSTICS removed = ROW_COUNT;
     RETURN removed;
+END
+$$;
+
+-- Takes dead places out of the queues of shared limits, where there are such.
+CREATE FUNCTION gristmill.sweep_limits() RETURNS bigint
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF to_regprocedure('gristmill.sweep_turns()') IS NULL THEN
+        RETURN 0;
+    END IF;
+    RETURN gristmill.sweep_turns();
 END
 $$;
 
@@ -470,12 +476,12 @@ GRANT SELECT ON gristmill.schedules TO gristmill_worker;
 GRANT UPDATE (problem) ON gristmill.schedules TO gristmill_worker;
 -- They run with the owner's rights: nobody but the worker may call them.
 REVOKE EXECUTE ON FUNCTION gristmill.publish_schedule, gristmill.tick, gristmill.run_schedule, gristmill.prune,
-    gristmill.prune_anew, gristmill.sweep_logins, gristmill.sweep_keys, gristmill.sweep_workers,
+    gristmill.prune_anew, gristmill.sweep_logins, gristmill.sweep_keys, gristmill.sweep_workers, gristmill.sweep_limits,
     gristmill.sweep_reservations, gristmill.sweep_events, gristmill.sweep_leavings, gristmill.has_job,
     gristmill.stuck_attachments, gristmill.stuck_generations, gristmill.superseded_generations,
     gristmill.to_rescan, gristmill.budget_differences FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gristmill.publish_schedule, gristmill.tick, gristmill.run_schedule, gristmill.prune,
-    gristmill.prune_anew, gristmill.sweep_logins, gristmill.sweep_keys, gristmill.sweep_workers,
+    gristmill.prune_anew, gristmill.sweep_logins, gristmill.sweep_keys, gristmill.sweep_workers, gristmill.sweep_limits,
     gristmill.sweep_reservations, gristmill.sweep_events, gristmill.sweep_leavings, gristmill.has_job,
     gristmill.stuck_attachments, gristmill.stuck_generations, gristmill.superseded_generations,
     gristmill.to_rescan, gristmill.budget_differences TO gristmill_worker;

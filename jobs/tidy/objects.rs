@@ -2,9 +2,10 @@
 //! somebody removed the row without `forget`.
 //!
 //! Looked for only where nobody but the worker writes (`tidy.orphan_prefixes`), and only when they
-//! are old. Accepted race: each is held against the rows right before it is deleted; to lose a
-//! text that is needed, a whole `fetch`, `scan` and `extract` of the same bytes would have to pass
-//! between those two requests, and then `embed` fails and says so.
+//! are old. A text is spared as long as an attachment has its bytes, whether or not it is named.
+//! Accepted race: each is held against the rows right before it is deleted; to lose a text that is
+//! needed, the same bytes would have to be scanned and extracted anew between those two requests,
+//! and then `embed` fails and says so.
 
 use super::{HOUR, Sweep};
 use crate::domain::WorkspaceId;
@@ -43,13 +44,10 @@ async fn below_prefix(sweep: &Sweep<'_>, workspace: WorkspaceId, below: &str) ->
             .map(|object| object.key)
             .collect();
         for key in unnamed(sweep, workspace, &keys).await? {
-            let still = unnamed(sweep, workspace, std::slice::from_ref(&key)).await?;
-            let head = objects.head(bucket, &key).await;
-            if still.is_empty() || head.is_err() {
-                continue;
+            if !unnamed(sweep, workspace, std::slice::from_ref(&key)).await?.is_empty() {
+                objects.delete(bucket, &key).await?;
+                removed += 1;
             }
-            objects.delete(bucket, &key).await?;
-            removed += 1;
         }
         next = page.next;
         if next.is_none() {

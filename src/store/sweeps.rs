@@ -58,6 +58,11 @@ pub async fn workers(conn: &mut PgConnection, unseen_for: Duration) -> sqlx::Res
         .await
 }
 
+/// Takes dead places out of the queues of shared limits.
+pub async fn limits(conn: &mut PgConnection) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT gristmill.sweep_limits() AS "n!""#).fetch_one(conn).await
+}
+
 /// Gives back what dead calls hold of a budget.
 pub async fn reservations(conn: &mut PgConnection, most: i32) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT gristmill.sweep_reservations($1) AS "n!""#, most).fetch_one(conn).await
@@ -212,13 +217,16 @@ pub async fn superseded(
     Ok(rows.into_iter().map(|row| (WorkspaceId(row.workspace_id), GenerationId(row.id))).collect())
 }
 
-/// Of these keys of the tenant's bucket, those that no row of the tenant names.
+/// Of these keys of the tenant's bucket, those that no row of the tenant names. One that is called
+/// by a sha256 is spared while an attachment has these bytes: a job may be about to name it.
 pub async fn unnamed(conn: &mut PgConnection, bucket: &str, keys: &[String]) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"SELECT k.key AS "key!" FROM unnest($2::text[]) AS k (key)
            WHERE NOT EXISTS (SELECT FROM gristmill.attachments WHERE bucket = $1 AND key = k.key)
              AND NOT EXISTS (SELECT FROM gristmill.extractions WHERE bucket = $1 AND key = k.key)
-             AND NOT EXISTS (SELECT FROM gristmill.tool_results WHERE bucket = $1 AND key = k.key)"#,
+             AND NOT EXISTS (SELECT FROM gristmill.tool_results WHERE bucket = $1 AND key = k.key)
+             AND NOT EXISTS (SELECT FROM gristmill.attachments
+                             WHERE checksum_sha256 = substring(k.key FROM '([0-9a-f]{64})[^/]*$'))"#,
         bucket,
         keys
     )

@@ -97,6 +97,36 @@ async fn logins_and_sign_in_links_go_when_they_are_over_in_every_tenant_and_no_s
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn keys_whose_time_is_over_and_workers_long_unseen_go_and_the_others_stay(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    world
+        .age(
+            "INSERT INTO gristmill.job_keys (workspace_id, kind, key, job_id, until)
+             SELECT id, 'fetch', k.key, id, now() + k.left_over FROM gristmill.workspaces,
+                    (VALUES ('over', interval '-1 second'), ('held', '1 hour'), ('for ever', '1000 years')) k (key, left_over)
+             WHERE external_id = 'acme';
+             INSERT INTO gristmill.workers (name, host, pid, version, kinds, places, last_seen)
+             VALUES ('gone', 'h', 1, '0', '{}', 1, now() - interval '25 hours'),
+                    ('quiet', 'h', 2, '0', '{}', 1, now() - interval '23 hours')",
+        )
+        .await?;
+    world.tidy().await?;
+    let tidied = world.tidied().await?;
+    assert_eq!((&tidied["keys"], &tidied["workers"]), (&1.into(), &1.into()));
+    assert_eq!(
+        world.words("SELECT key FROM gristmill.job_keys WHERE kind = 'fetch' ORDER BY 1").await?,
+        ["for ever", "held"]
+    );
+    assert_eq!(
+        world.count("SELECT count(*) FROM gristmill.workers WHERE name IN ('gone', 'quiet')").await?,
+        1
+    );
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn a_dead_call_gives_back_what_it_held_of_a_budget_and_a_living_one_does_not(
     db: PgPool,
 ) -> anyhow::Result<()> {

@@ -21,6 +21,13 @@ async fn a_text_that_no_row_names_is_removed_and_everything_else_stays(db: PgPoo
         }
     }
     world.put("texts/of-nobody.txt", b"bytes").await?;
+    // A job at work may have just put it there, and not yet committed its row.
+    let sha256 =
+        world.words("SELECT checksum_sha256 FROM gristmill.attachments WHERE name = 'mill.txt'").await?;
+    let unfinished =
+        world.ctx.objects.tenant_key(world.workspace, &format!("texts/{}-0123abcd.txt", sha256[0]));
+    world.put(&unfinished, b"bytes").await?;
+    kept.push(unfinished);
     kept.sort();
 
     world.tidy_deep().await?;
