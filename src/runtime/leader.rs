@@ -156,10 +156,10 @@ impl Candidate {
             tracing::info!("leads: enqueues what comes by the clock");
         }
         for schedule in schedules::all(&mut *connection).await?.into_iter().filter(|s| s.enabled) {
-            if let Err(fault) = enqueue_due(connection, &schedule).await? {
-                if schedules::set_problem(connection, &schedule.name, &fault).await? {
-                    tracing::error!(schedule = schedule.name, fault, "cannot be enqueued");
-                }
+            if let Err(fault) = enqueue_due(connection, &schedule).await?
+                && schedules::set_problem(connection, &schedule.name, &fault).await?
+            {
+                tracing::error!(schedule = schedule.name, fault, "cannot be enqueued");
             }
         }
         Ok(())

@@ -15,19 +15,19 @@ mod stuck;
 
 impl World {
     /// Runs one of the house's own jobs, and all that it asks for, to the end.
-    pub async fn house<P: Payload>(&self, job: P) -> anyhow::Result<()> {
+    pub async fn house<P: Payload>(&self, job: &P) -> anyhow::Result<()> {
         let mut tx = gristmill::store::tenant(&self.ctx.db, SYSTEM_WORKSPACE).await?;
-        enqueue(&mut tx, SYSTEM_WORKSPACE, &job).await?;
+        enqueue(&mut tx, SYSTEM_WORKSPACE, job).await?;
         tx.commit().await?;
         self.work(every_kind).await
     }
 
     async fn tidy(&self) -> anyhow::Result<()> {
-        self.house(Tidy { deep: false }).await
+        self.house(&Tidy { deep: false }).await
     }
 
     async fn tidy_deep(&self) -> anyhow::Result<()> {
-        self.house(Tidy { deep: true }).await
+        self.house(&Tidy { deep: true }).await
     }
 
     /// Changes rows as no trigger sees it: what time does to them.
@@ -174,8 +174,8 @@ async fn a_budget_that_differs_from_its_ledger_is_told_once_a_day_and_not_mended
             world.workspace, world.workspace
         ))
         .await?;
-    world.house(UsageRollup {}).await?;
-    world.house(UsageRollup {}).await?;
+    world.house(&UsageRollup {}).await?;
+    world.house(&UsageRollup {}).await?;
     let told = "SELECT workspace_id || ' ' || body FROM gristmill.events WHERE type = 'budget.differs'";
     assert_eq!(
         world.words(told).await?,
@@ -210,8 +210,8 @@ async fn events_go_when_they_are_old_and_stay_while_they_are_not(db: PgPool) -> 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn what_has_no_work_to_do_yet_says_so_among_the_dead(db: PgPool) -> anyhow::Result<()> {
     let world = World::new(db).await?;
-    world.house(ToolSync {}).await?;
-    world.house(Rescan { attachment: None }).await?;
+    world.house(&ToolSync {}).await?;
+    world.house(&Rescan { attachment: None }).await?;
     let dead = "SELECT kind || ' ' || split_part(reason, ':', 1) FROM gristmill.jobs WHERE state = 'DEAD' ORDER BY 1";
     assert_eq!(world.words(dead).await?, ["rescan no_clamd", "tool_sync no_tool_client"]);
     Ok(())

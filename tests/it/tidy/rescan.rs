@@ -33,7 +33,7 @@ async fn a_file_that_new_signatures_find_infected_leaves_retrieval_with_all_its_
 
     let (address, clamd) = fake(Manner::Says(b"stream: Win.Worm FOUND\0")).await;
     world.restart(|settings| settings.scan.clamd = address)?;
-    world.house(Rescan { attachment: None }).await?;
+    world.house(&Rescan { attachment: None }).await?;
     clamd.abort();
     for id in [one, twin] {
         assert_eq!(world.ended(id).await?.0, "QUARANTINED");
@@ -65,8 +65,8 @@ async fn a_file_that_is_still_clean_stays_readable_and_is_not_scanned_a_third_ti
     let chunks = world.chunks(id).await?;
     let (address, clamd) = fake(Manner::Says(b"stream: OK\0")).await;
     world.restart(|settings| settings.scan.clamd = address)?;
-    world.house(Rescan { attachment: None }).await?;
-    world.house(Rescan { attachment: None }).await?;
+    world.house(&Rescan { attachment: None }).await?;
+    world.house(&Rescan { attachment: None }).await?;
     clamd.abort();
     assert_eq!(world.ended(id).await?, ended("READY", "-", "INDEXED"));
     assert_eq!(world.ended(failed).await?.0, "FAILED");
@@ -89,13 +89,13 @@ async fn a_verdict_of_older_signatures_is_renewed_when_it_is_old_and_not_before(
     world.ingest("one.txt", b"a few words").await?;
     let looks = "SELECT count(*) FROM gristmill.jobs WHERE kind = 'rescan' AND payload <> '{}'";
     world.age("UPDATE gristmill.verdicts SET created_at = now() - interval '8 days'").await?;
-    world.house(Rescan { attachment: None }).await?;
+    world.house(&Rescan { attachment: None }).await?;
     assert_eq!(world.count(looks).await?, 0, "the same signatures say the same");
     world.age("UPDATE gristmill.verdicts SET signature_version = 'older', created_at = now()").await?;
-    world.house(Rescan { attachment: None }).await?;
+    world.house(&Rescan { attachment: None }).await?;
     assert_eq!(world.count(looks).await?, 0, "a verdict of today");
     world.age("UPDATE gristmill.verdicts SET created_at = now() - interval '8 days'").await?;
-    world.house(Rescan { attachment: None }).await?;
+    world.house(&Rescan { attachment: None }).await?;
     assert_eq!(world.count(looks).await?, 1);
     clamd.abort();
     Ok(())
