@@ -47,6 +47,7 @@ pub(super) async fn generations(sweep: &mut Sweep<'_>) -> Result<(), JobError> {
 }
 
 /// What became of one that stood still.
+#[derive(Debug, Clone, Copy)]
 enum Ended {
     Revived,
     Failed,
