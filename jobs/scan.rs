@@ -96,7 +96,7 @@ pub(super) async fn download(
 
 /// The scanner's verdict; that of an earlier look at the same bytes under the same signatures,
 /// where there is one. What the file claims to be is looked at each time.
-async fn judge(
+pub(super) async fn judge(
     ctx: &Context,
     turn: &Turn,
     attachment: &Attachment,
@@ -148,10 +148,10 @@ async fn judge(
 }
 
 /// What the scan says of the bytes, and of what they claim to be.
-struct Judged {
+pub(super) struct Judged {
     /// None: refused for its claims before anything was scanned.
-    verdict: Option<Verdict>,
-    refusal: Option<String>,
+    pub verdict: Option<Verdict>,
+    pub refusal: Option<String>,
     mime: String,
 }
 

@@ -30,6 +30,9 @@ pub struct Config {
     pub chunk: Chunk,
     pub embed: Embed,
     pub search: Search,
+    pub schedules: Schedules,
+    pub tidy: Tidy,
+    pub rescan: Rescan,
     pub log: Log,
 }
 
@@ -165,6 +168,33 @@ pub enum Fusion {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Schedules {
+    pub lead: bool,
+    pub poll_seconds: f64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tidy {
+    pub done_hours: u32,
+    pub dead_days: u32,
+    pub events_days: u32,
+    pub upload_hours: u32,
+    pub stuck_minutes: u32,
+    pub orphan_hours: u32,
+    pub orphan_prefixes: Vec<String>,
+    pub batch: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rescan {
+    pub after_days: u32,
+    pub batch: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Log {
     pub filter: String,
     pub format: LogFormat,
@@ -207,6 +237,7 @@ impl Config {
             .try_parsing(true)
             .list_separator(",")
             .with_list_parse_key("fetch.allow")
+            .with_list_parse_key("tidy.orphan_prefixes")
             .source(Some(environment));
         Ok(builder.add_source(variables).build()?.try_deserialize()?)
     }

@@ -9,6 +9,7 @@ mod ingest;
 mod jobs;
 mod limits;
 mod operate;
+mod schedules;
 mod search;
 mod table;
 mod verify;
@@ -62,6 +63,9 @@ enum What {
     Doctor(doctor::Doctor),
     /// Checks that the stored rows keep every promise, and names those that do not.
     Verify(verify::Verify),
+    /// Shows what comes by the clock; runs one now, switches one on or off.
+    #[command(subcommand)]
+    Schedules(schedules::Schedules),
     /// From documents in a bucket to cited answers, on the embedded services.
     Demo(demo::Demo),
     /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
@@ -119,6 +123,7 @@ impl Command {
             What::Limits(limits) => limits.run(&house).await,
             What::Doctor(doctor) => doctor.run(&house.settings).await,
             What::Verify(verify) => verify.run(&house).await,
+            What::Schedules(schedules) => schedules.run(&house).await,
             What::Demo(demo) => demo.run(&house).await,
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,

@@ -24,7 +24,7 @@ use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
 use aws_smithy_http_client::{Builder, tls};
 use error::from_sdk;
 use secrecy::ExposeSecret;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A door to one S3 endpoint with one set of rights.
 #[derive(Debug, Clone)]
@@ -53,6 +53,16 @@ pub struct Listed {
     pub key: String,
     pub size: u64,
     pub etag: Option<String>,
+    /// When these bytes were put there, by the store's clock.
+    pub modified: Option<SystemTime>,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone)]
+pub struct Page {
+    pub objects: Vec<Listed>,
+    /// Asks for the next page, where there is one.
+    pub next: Option<String>,
 }
 
 impl Objects {
@@ -114,19 +124,32 @@ impl Objects {
 
     /// Every object whose key begins with `prefix`, over all pages.
     pub async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<Listed>, ObjectError> {
-        let mut pages = self.client.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
         let mut found = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| from_sdk(&e))?;
-            found.extend(page.contents().iter().filter_map(|object| {
-                Some(Listed {
-                    key: object.key()?.to_owned(),
-                    size: object.size().and_then(|n| u64::try_from(n).ok()).unwrap_or_default(),
-                    etag: object.e_tag().map(str::to_owned),
-                })
-            }));
+        let mut next = None;
+        loop {
+            let page = self.page(bucket, prefix, next).await?;
+            found.extend(page.objects);
+            next = page.next;
+            if next.is_none() {
+                return Ok(found);
+            }
         }
-        Ok(found)
+    }
+
+    /// One page of the objects whose key begins with `prefix`; `after` is the `next` of the page before.
+    pub async fn page(&self, bucket: &str, prefix: &str, after: Option<String>) -> Result<Page, ObjectError> {
+        let ask = self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_continuation_token(after);
+        let answer = ask.send().await.map_err(|e| from_sdk(&e))?;
+        let objects = answer.contents().iter().filter_map(|object| {
+            Some(Listed {
+                key: object.key()?.to_owned(),
+                size: object.size().and_then(|n| u64::try_from(n).ok()).unwrap_or_default(),
+                etag: object.e_tag().map(str::to_owned),
+                modified: object.last_modified().and_then(|at| SystemTime::try_from(*at).ok()),
+            })
+        });
+        let objects = objects.collect();
+        Ok(Page { objects, next: answer.next_continuation_token().map(str::to_owned) })
     }
 
     /// Makes the bucket unless it is there. Safe when several workers start at once.

@@ -224,3 +224,28 @@ pub async fn rescue(conn: &mut PgConnection, backoff: Backoff) -> sqlx::Result<i
     .fetch_one(conn)
     .await
 }
+
+/// What a worker shows of itself.
+#[derive(Debug, Clone)]
+pub struct Card {
+    pub name: String,
+    pub host: String,
+    pub kinds: Vec<String>,
+    pub places: i32,
+}
+
+/// Shows that a worker is there.
+pub async fn report(conn: &mut PgConnection, card: &Card) -> sqlx::Result<()> {
+    sqlx::query!(
+        "SELECT gristmill.report_worker($1, $2, $3, $4, $5, $6)",
+        card.name,
+        card.host,
+        std::process::id() as i32,
+        env!("CARGO_PKG_VERSION"),
+        &card.kinds,
+        card.places,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! The worker: apalis as its shell, our queue behind it, and an orderly stop.
 //!
-//! After `jobs`; the command line starts it. Four parts run beside the jobs: claiming,
-//! acknowledging, listening, and the lease keeper in its own thread.
+//! After `jobs`; the command line starts it. Five parts run beside the jobs: claiming,
+//! acknowledging, listening, the leader of schedules, and the lease keeper in its own thread.
 
 mod acks;
 mod adapter;
@@ -10,6 +10,7 @@ pub mod embedded_pg;
 pub mod embedded_s3;
 mod hands;
 mod keeper;
+pub mod leader;
 mod registry;
 mod stop;
 
@@ -19,7 +20,7 @@ pub use stop::{Stopped, block_on};
 use crate::config;
 use crate::context::Context;
 use crate::queue::Lane;
-use crate::queue::desk::{Ask, Backoff, Claimed};
+use crate::queue::desk::{Ask, Backoff, Card, Claimed};
 use crate::store::line::{Line, in_time};
 use acks::Acks;
 use adapter::Bench;
@@ -68,8 +69,10 @@ impl Worker {
         tokio::spawn(publish(ctx.db.clone(), registries(), worker.helpers.clone()));
         let bell = Arc::new(Notify::new());
         let database = (*ctx.db.connect_options()).clone();
-        let listening = listen(database.clone(), patience(settings), bell.clone());
+        let news = News { bell: bell.clone(), cancelled: Arc::default() };
+        let listening = listen(database.clone(), patience(settings), news.clone());
         tokio::spawn(worker.helpers.clone().run_until_cancelled_owned(listening));
+        leader::start(ctx, worker.helpers.clone());
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         for lane in [Lane::Interactive, Lane::Bulk] {
@@ -80,8 +83,10 @@ impl Worker {
             role: ctx.settings.database.role.clone(),
             lease: Duration::from_secs_f64(settings.lease_seconds),
             backoff: worker.backoff,
+            card: card(name, &registries(), settings),
         };
-        worker.keepers.push(keeper::start(duty, worker.hands.clone(), worker.helpers.clone())?);
+        let ends = worker.helpers.clone();
+        worker.keepers.push(keeper::start(duty, worker.hands.clone(), news.cancelled, ends)?);
         Ok(worker)
     }
 
@@ -165,18 +170,42 @@ fn patience(settings: &config::Queue) -> Duration {
     Duration::from_secs_f64((settings.lease_seconds / 3.0).clamp(0.5, 10.0))
 }
 
+/// How this worker shows that it is there.
+fn card(name: String, registry: &Registry, settings: &config::Queue) -> Card {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Card { name, host: host.trim().to_owned(), kinds: registry.kinds(), places: settings.concurrency as i32 }
+}
+
+/// What the listener passes on.
+#[derive(Debug, Clone)]
+struct News {
+    /// There is a job.
+    bell: Arc<Notify>,
+    /// Somebody asked for a job's end: a hint to look, since anybody may notify.
+    cancelled: Arc<Notify>,
+}
+
+impl News {
+    fn tell(&self, payload: &str) {
+        self.bell.notify_waiters();
+        if payload.starts_with("cancel") {
+            self.cancelled.notify_one();
+        }
+    }
+}
+
 /// Rings the bell when the database tells of a job; reconnects by itself. The poll behind it
 /// makes a lost notification a delay, not a loss.
-async fn listen(database: PgConnectOptions, check: Duration, bell: Arc<Notify>) {
+async fn listen(database: PgConnectOptions, check: Duration, news: News) {
     loop {
-        if let Err(error) = ring(&database, check, &bell).await {
+        if let Err(error) = ring(&database, check, &news).await {
             tracing::warn!(%error, "listening for jobs failed; polling goes on");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-async fn ring(database: &PgConnectOptions, check: Duration, bell: &Notify) -> sqlx::Result<()> {
+async fn ring(database: &PgConnectOptions, check: Duration, news: &News) -> sqlx::Result<()> {
     // A pool of its own: the listener keeps its connection, and the jobs need theirs.
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(database.clone());
     let mut listener = PgListener::connect_with(&pool).await?;
@@ -184,14 +213,14 @@ async fn ring(database: &PgConnectOptions, check: Duration, bell: &Notify) -> sq
     listener.eager_reconnect(false);
     in_time(check, listener.listen(BELL)).await?;
     // What was told while nobody listened.
-    bell.notify_waiters();
+    news.tell("");
     loop {
         match tokio::time::timeout(check, listener.try_recv()).await {
             Ok(told) => {
-                if told?.is_none() {
+                let Some(told) = told? else {
                     return Err(sqlx::Error::Io(std::io::ErrorKind::ConnectionAborted.into()));
-                }
-                bell.notify_waiters();
+                };
+                news.tell(told.payload());
             }
             // Silence is what a dead wire sounds like too: ask for an answer.
             Err(_) => in_time(check, listener.execute("SELECT 1")).await.map(drop)?,

@@ -68,6 +68,15 @@ impl Registry {
 
 /// Every kind of work this program knows.
 pub fn every_kind() -> Registry {
-    use crate::jobs::{Embed, Extract, Fetch, Forget, Scan};
-    Registry::default().with::<Fetch>().with::<Scan>().with::<Extract>().with::<Embed>().with::<Forget>()
+    use crate::jobs::{Embed, Extract, Fetch, Forget, Rescan, Scan, Tidy, ToolSync, UsageRollup};
+    Registry::default()
+        .with::<Fetch>()
+        .with::<Scan>()
+        .with::<Extract>()
+        .with::<Embed>()
+        .with::<Forget>()
+        .with::<Tidy>()
+        .with::<Rescan>()
+        .with::<UsageRollup>()
+        .with::<ToolSync>()
 }

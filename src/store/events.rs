@@ -1,6 +1,6 @@
 //! What the chat layer learns, written in the transaction of the change it tells.
 
-use crate::domain::{AttachmentId, GenerationId, WorkspaceId};
+use crate::domain::{AttachmentId, GenerationId, JobId, WorkspaceId};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -18,6 +18,10 @@ pub enum Event<'a> {
         done: i32,
         total: Option<i32>,
     },
+    /// `budget.differs`: the counters of a budget are not the sums of its rows.
+    Budget { id: Uuid, body: Value },
+    /// `house.<what>`: something the house did for itself; told in its own workspace.
+    House { what: &'a str, job: JobId, body: Value },
 }
 
 impl Event<'_> {
@@ -32,6 +36,8 @@ impl Event<'_> {
                 id.0,
                 json!({ "attachment": attachment, "done": done, "total": total }),
             ),
+            Self::Budget { id, body } => ("budget.differs".to_owned(), "budget", *id, body.clone()),
+            Self::House { what, job, body } => (format!("house.{what}"), "job", job.0, body.clone()),
         }
     }
 }
@@ -54,4 +60,18 @@ pub async fn announce(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Whether the subject was told exactly this within the last day.
+pub async fn told_today(conn: &mut PgConnection, event: &Event<'_>) -> sqlx::Result<bool> {
+    let (name, _, id, body) = event.parts();
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM gristmill.events WHERE subject_id = $1 AND type = $2 AND body = $3
+                          AND created_at > now() - interval '1 day') AS "told!""#,
+        id,
+        name,
+        body
+    )
+    .fetch_one(conn)
+    .await
 }

@@ -5,6 +5,7 @@
 //! [`enter`](crate::queue::Lease::enter) or [`tenant`] set, and without one it sees no rows.
 
 pub mod attachments;
+pub mod budgets;
 pub mod bytes;
 pub mod chunks;
 pub mod doctor;
@@ -19,7 +20,9 @@ pub mod migrations;
 pub mod outcomes;
 pub mod reports;
 pub mod resources;
+pub mod schedules;
 pub mod search;
+pub mod sweeps;
 pub mod tenants;
 pub mod verdicts;
 

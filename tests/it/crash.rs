@@ -115,6 +115,7 @@ impl Scene {
             .env("GRISTMILL__CHUNK__SIZE", CHUNK.to_string())
             .env("GRISTMILL__LOG__FILTER", "gristmill=debug")
             .env("GRISTMILL__LOG__FORMAT", "json")
+            .env("GRISTMILL__SCHEDULES__LEAD", "false")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)

@@ -27,7 +27,7 @@ mod remote;
 mod twins;
 
 /// Several chunks of prose; a word of each paragraph is its own.
-fn prose(paragraphs: usize) -> String {
+pub fn prose(paragraphs: usize) -> String {
     let paragraph = |n: usize| {
         format!(
             "Paragraph {n} tells of mill{n}. The upper stone is the runner; it turns over the bed \
@@ -64,7 +64,7 @@ impl World {
         Ok(())
     }
 
-    async fn get(&self, key: &str) -> anyhow::Result<Vec<u8>> {
+    pub async fn get(&self, key: &str) -> anyhow::Result<Vec<u8>> {
         let file = tempfile::NamedTempFile::new()?;
         let pin = Pin { bucket: self.bucket().into(), key: key.into(), etag: None, version_id: None };
         self.ctx.objects.download(&pin, file.path()).await?;
@@ -72,7 +72,7 @@ impl World {
     }
 
     /// The keys of the objects that a tenant has in the bucket.
-    async fn keys(&self, of: WorkspaceId) -> anyhow::Result<Vec<String>> {
+    pub async fn keys(&self, of: WorkspaceId) -> anyhow::Result<Vec<String>> {
         let listed = self.ctx.objects.list(self.bucket(), &self.ctx.objects.tenant_key(of, "")).await?;
         Ok(listed.into_iter().map(|object| object.key).collect())
     }
@@ -86,7 +86,7 @@ impl World {
         Ok(attachment)
     }
 
-    async fn upload_of(&self, of: WorkspaceId, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
+    pub async fn upload_of(&self, of: WorkspaceId, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
         let key = self.ctx.objects.tenant_key(of, &format!("uploads/{}/{name}", Uuid::now_v7()));
         self.put(&key, bytes).await?;
         self.attach(of, &upload(self.bucket(), &key, name)).await
@@ -135,7 +135,7 @@ impl World {
     }
 }
 
-fn ended(status: &str, code: &str, index: &str) -> (String, String, String) {
+pub fn ended(status: &str, code: &str, index: &str) -> (String, String, String) {
     (status.into(), code.into(), index.into())
 }
 

@@ -137,7 +137,7 @@ impl World {
         Ok(workers)
     }
 
-    async fn marks(&self) -> anyhow::Result<Vec<Mark>> {
+    async fn all_marks(&self) -> anyhow::Result<Vec<Mark>> {
         let marks = "SELECT number, extract(epoch FROM at)::float8 AS second FROM calls ORDER BY at";
         Ok(sqlx::query_as(marks).fetch_all(&self.admin).await?)
     }
@@ -167,7 +167,7 @@ async fn rush(world: &World) -> anyhow::Result<Vec<f64>> {
     let workers = world.workers(3).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     stop(workers).await;
-    Ok(world.marks().await?.iter().map(|mark| mark.second).collect())
+    Ok(world.all_marks().await?.iter().map(|mark| mark.second).collect())
 }
 
 /// A sixth of the limit may start at once; one more is what the marks are late by.
@@ -212,7 +212,7 @@ async fn turns_come_in_the_order_in_which_they_were_asked_for(db: PgPool) -> any
     limits::set(&world.ctx.db, &provider(), Some(120), None).await?;
     world.asked(0..15, Deed::Call).await?;
     world.work(registry).await?;
-    let order: Vec<i32> = world.marks().await?.iter().map(|mark| mark.number).collect();
+    let order: Vec<i32> = world.all_marks().await?.iter().map(|mark| mark.number).collect();
     assert_eq!(order, (0..15).collect::<Vec<_>>());
     Ok(())
 }
@@ -268,7 +268,7 @@ async fn a_retry_after_is_kept_by_every_worker_and_nobody_rushes_when_it_is_over
         sqlx::query_scalar("SELECT extract(epoch FROM paused_until)::float8 FROM gristmill.limits")
             .fetch_one(&world.admin)
             .await?;
-    let marks = world.marks().await?;
+    let marks = world.all_marks().await?;
     assert_eq!(marks.len(), 22);
     assert!(over - marks[0].second > 1.9, "the refused call was the first");
     assert!(marks[1..].iter().all(|mark| mark.second >= over), "none before the pause was over");
@@ -289,7 +289,7 @@ async fn a_parked_job_rests_with_its_key_until_it_is_woken(db: PgPool) -> anyhow
     assert_eq!((state.as_str(), attempts), ("PARKED", 0));
     assert_eq!(reason.as_deref(), Some("NEEDS_APPROVAL: may it delete the file?"));
     world.work(registry).await?;
-    assert_eq!(world.marks().await?.len(), 1, "a worker does not wake it");
+    assert_eq!(world.all_marks().await?.len(), 1, "a worker does not wake it");
     assert_eq!(world.asked([7], Deed::AskForApproval).await?, [id], "its key is taken");
 
     assert!(limits::unpark(&world.ctx.db, id).await?);

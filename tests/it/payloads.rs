@@ -1,7 +1,7 @@
 //! What lies in the queue: other languages write it, and an older worker may have.
 
 use gristmill::domain::{AttachmentId, GenerationId};
-use gristmill::jobs::{Embed, Extract, Fetch, Forget, Scan};
+use gristmill::jobs::{Embed, Extract, Fetch, Forget, Rescan, Scan, Tidy, ToolSync, UsageRollup};
 use gristmill::queue::Payload;
 use uuid::Uuid;
 
@@ -25,6 +25,11 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
         wire(&Embed { generation }),
         wire(&Forget::Attachment(attachment)),
         wire(&Forget::Generation(generation)),
+        wire(&Tidy { deep: true }),
+        wire(&Rescan { attachment: None }),
+        wire(&Rescan { attachment: Some(attachment) }),
+        wire(&UsageRollup {}),
+        wire(&ToolSync {}),
     ];
     insta::assert_snapshot!(forms.join("\n"), @r#"
     fetch 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
@@ -33,5 +38,10 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
     embed 01990000-0000-7000-8000-000000000001 {"generation":"01990000-0000-7000-8000-000000000001"}
     forget 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
     forget 01990000-0000-7000-8000-000000000001 {"generation":"01990000-0000-7000-8000-000000000001"}
+    tidy  {"deep":true}
+    rescan  {}
+    rescan 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
+    usage_rollup  {}
+    tool_sync  {}
     "#);
 }

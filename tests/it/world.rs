@@ -17,6 +17,9 @@ pub fn settings() -> Config {
     settings.queue.poll_ms = 20;
     settings.queue.backoff_seconds = 0.05;
     settings.queue.grace_seconds = 5.0;
+    // A test that crosses a tick of the clock has no job that it did not ask for.
+    settings.schedules.lead = false;
+    settings.schedules.poll_seconds = 0.05;
     settings
 }
 
