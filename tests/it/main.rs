@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
 
+mod chaos;
 mod cli;
 mod crash;
 mod embed;
@@ -11,6 +12,7 @@ mod fetch;
 mod helper_programs;
 mod hostile;
 mod ingest;
+mod kit;
 mod objects;
 mod payloads;
 mod queue;

@@ -1,0 +1,11 @@
+//! The fault kit: what destroys things on purpose, and what looks at the ruins.
+//!
+//! [`proxy`] stands between a worker and Postgres and acts at the N-th message of the answer;
+//! [`process`] is a worker of its own that can be killed; [`dump`] is a database as text that
+//! two runs of the same work share; [`checks`] are the invariants as SQL.
+
+pub mod checks;
+pub mod database;
+pub mod dump;
+pub mod process;
+pub mod proxy;
