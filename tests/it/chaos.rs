@@ -4,4 +4,10 @@
 //! strikes at random for minutes. A seeded sample runs with all tests; `make chaos` runs both
 //! in full. Without `make deps` these tests say so and pass.
 
+mod storm;
 mod sweep;
+
+/// What decides where faults strike, when somebody wants it decided.
+fn seed() -> Option<u64> {
+    std::env::var("GRISTMILL_CHAOS_SEED").ok()?.parse().ok()
+}

@@ -5,6 +5,7 @@
 
 mod chaos;
 mod cli;
+mod controls;
 mod crash;
 mod embed;
 mod extract;
@@ -13,6 +14,7 @@ mod helper_programs;
 mod hostile;
 mod ingest;
 mod kit;
+mod model;
 mod objects;
 mod payloads;
 mod queue;

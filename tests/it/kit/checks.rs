@@ -2,7 +2,7 @@
 //!
 //! They hold at rest, after every fault; the numbers are those of the catalogue the tests follow.
 
-use sqlx::PgPool;
+use sqlx::PgConnection;
 
 /// What must hold, and a query for whatever breaks it.
 const INVARIANTS: [(&str, &str); 10] = [
@@ -71,10 +71,10 @@ const INVARIANTS: [(&str, &str); 10] = [
 ];
 
 /// Everything that breaks an invariant, in words; empty when all is well.
-pub async fn violations(owner: &PgPool) -> anyhow::Result<Vec<String>> {
+pub async fn violations(owner: &mut PgConnection) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for (name, sql) in INVARIANTS {
-        let broken: Vec<String> = sqlx::query_scalar(sql).fetch_all(owner).await?;
+        let broken: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *owner).await?;
         found.extend(broken.into_iter().map(|what| format!("{name}: {what}")));
     }
     Ok(found)

@@ -15,7 +15,7 @@
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::HashMap;
 
 const TABLES_LEFT_OUT: [&str; 5] = ["_sqlx_migrations", "workers", "schedules", "kinds", "leaders"];
@@ -25,16 +25,16 @@ const SYSTEM: &str = "00000000-0000-0000-0000-000000000001";
 const LONG: usize = 200;
 
 /// The lines of the dump: `table: row`.
-pub async fn lines(owner: &PgPool) -> anyhow::Result<Vec<String>> {
+pub async fn lines(owner: &mut PgConnection) -> anyhow::Result<Vec<String>> {
     let tables: Vec<String> = sqlx::query_scalar(
         "SELECT relname::text FROM pg_class WHERE relnamespace = 'gristmill'::regnamespace AND relkind IN ('r', 'p')
          ORDER BY relname",
     )
-    .fetch_all(owner)
+    .fetch_all(&mut *owner)
     .await?;
     let mut lines = Vec::new();
     for table in tables.iter().filter(|table| !TABLES_LEFT_OUT.contains(&table.as_str())) {
-        lines.extend(rows(owner, table).await?.into_iter().map(|row| format!("{table}: {row}")));
+        lines.extend(rows(&mut *owner, table).await?.into_iter().map(|row| format!("{table}: {row}")));
     }
     let mut names = HashMap::new();
     Ok(lines.iter().map(|line| with_ids(line, |id| name_of(&mut names, id))).collect())
@@ -57,24 +57,25 @@ pub fn differences(wanted: &[String], got: &[String]) -> Vec<String> {
 }
 
 /// The rows of one table, ids still in them, in an order that does not depend on ids.
-async fn rows(owner: &PgPool, table: &str) -> anyhow::Result<Vec<String>> {
+async fn rows(owner: &mut PgConnection, table: &str) -> anyhow::Result<Vec<String>> {
     let columns: Vec<(String, String, bool)> = sqlx::query_as(
         "SELECT attname::text, atttypid::regtype::text, attidentity <> '' FROM pg_attribute
          WHERE attrelid = format('gristmill.%I', $1::text)::regclass AND attnum > 0 AND NOT attisdropped",
     )
     .bind(table)
-    .fetch_all(owner)
+    .fetch_all(&mut *owner)
     .await?;
     let numbered = columns.iter().find(|(_, _, identity)| *identity).map(|(name, _, _)| name);
     let order = numbered.map(|name| format!("ORDER BY t.{name}")).unwrap_or_default();
     let sql = format!("SELECT to_jsonb(t) FROM gristmill.{table} t {order}");
-    let stored: Vec<Value> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(owner).await?;
+    let stored: Vec<Value> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *owner).await?;
     let mut rows = Vec::new();
     for row in stored.iter().filter(|row| !is_systems(row) && !is_progress(table, row)) {
-        let cells = columns.iter().filter(|(name, _, identity)| {
-            !identity && !COLUMNS_LEFT_OUT.contains(&name.as_str())
-        });
-        let cells: Vec<_> = cells.map(|(name, kind, _)| format!("{name}={}", cell(&row[name], kind))).collect();
+        let cells = columns
+            .iter()
+            .filter(|(name, _, identity)| !identity && !COLUMNS_LEFT_OUT.contains(&name.as_str()));
+        let cells: Vec<_> =
+            cells.map(|(name, kind, _)| format!("{name}={}", cell(&row[name], kind))).collect();
         rows.push(cells.join(" "));
     }
     if numbered.is_none() {
@@ -100,7 +101,10 @@ fn is_systems(row: &Value) -> bool {
 
 fn is_progress(table: &str, row: &Value) -> bool {
     let body = &row["body"];
-    table == "events" && row["type"] == "index.embedding" && body["done"] != 0 && body["done"] != body["total"]
+    table == "events"
+        && row["type"] == "index.embedding"
+        && body["done"] != 0
+        && body["done"] != body["total"]
 }
 
 fn name_of(names: &mut HashMap<String, usize>, id: &str) -> String {

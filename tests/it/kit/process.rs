@@ -46,14 +46,19 @@ impl Process {
             if let Some(status) = self.ended() {
                 return Ok(status);
             }
-            anyhow::ensure!(told.elapsed() < patience, "it did not end after SIGTERM\n{}", self.said());
+            anyhow::ensure!(told.elapsed() < patience, "it did not end after SIGTERM\n{}", self.last_words());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
-    /// The end of what it said, for the message of a test that fails.
+    /// What it said.
     pub fn said(&self) -> String {
-        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The end of what it said, for the message of a test that fails.
+    pub fn last_words(&self) -> String {
+        let said = self.said();
         let lines: Vec<_> = said.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

@@ -5,9 +5,11 @@
 //! - from the first claim that brings a job on; connecting, logging in and preparing never;
 //! - answers to statements that are executed, not to their preparation, since a pooled
 //!   connection may know a statement already or not;
-//! - of a claim, what comes from its first row on: an idle look at the queue brings no row;
+//! - of these `DataRow`, `CommandComplete`, `ReadyForQuery` and errors: the others tell a worker
+//!   nothing it could act on, so a cut there is the cut before the next;
+//! - of a claim, what comes from its first job on: an idle look at the queue brings none;
 //! - not what goes on beside the work by the clock: renewing, rescuing, listening, telling
-//!   who is there ([`BY_THE_CLOCK`]).
+//!   who is there ([`BESIDE_THE_WORK`]); nor what a fresh connection asks about types.
 //!
 //! What is left may still differ by a message or two between runs, where two tasks of the
 //! worker talk at once; the label of a point says what was really hit.
@@ -21,8 +23,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, RwLock};
 
-/// Statements that run by the clock, not for a job.
-const BY_THE_CLOCK: [&str; 9] = [
+/// Statements that run by the clock or for the connection, not for a job.
+const BESIDE_THE_WORK: [&str; 10] = [
+    "pg_type",
     "gristmill.renew",
     "gristmill.rescue",
     "LISTEN",
@@ -33,6 +36,8 @@ const BY_THE_CLOCK: [&str; 9] = [
     "gristmill.schedules",
     "DISCARD",
 ];
+/// Messages that are kept by name.
+const TRACED: usize = 10_000;
 const CLAIM: &str = "gristmill.claim(";
 
 const SSL_REQUEST: u32 = 80_877_103;
@@ -71,7 +76,8 @@ struct Ledger {
     /// Whether a claim has brought a job yet.
     working: bool,
     armed: Option<(usize, Act)>,
-    /// Every counted message: what it answers, and its type.
+    counted: usize,
+    /// The first of them: what each answers, and its type.
     trace: Vec<String>,
     fired: Option<String>,
 }
@@ -86,7 +92,8 @@ impl Proxy {
     pub async fn start(upstream: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let at = listener.local_addr()?;
-        let ledger = Ledger { upstream, working: false, armed: None, trace: Vec::new(), fired: None };
+        let ledger =
+            Ledger { upstream, working: false, armed: None, counted: 0, trace: Vec::new(), fired: None };
         let wires =
             Arc::new(Wires { ledger: Mutex::new(ledger), cut_all: Notify::new(), fired: Notify::new() });
         let shared = wires.clone();
@@ -115,9 +122,10 @@ impl Proxy {
         self.wires.ledger().armed = Some((n, act));
     }
 
-    /// How many messages were counted.
-    pub fn counted(&self) -> usize {
-        self.wires.ledger().trace.len()
+    /// Acts once, at the `n`-th counted message from now on.
+    pub fn arm_ahead(&self, n: usize, act: Act) {
+        let mut ledger = self.wires.ledger();
+        ledger.armed = Some((ledger.counted + n, act));
     }
 
     /// What was counted, in order.
@@ -232,13 +240,14 @@ impl Talk {
     }
 
     /// The label of a message of the server, if it counts; and whether it brings a job.
-    fn answered(&mut self, kind: u8) -> Option<(String, bool)> {
+    fn answered(&mut self, kind: u8, body: &[u8]) -> Option<(String, bool)> {
         let current = self.exchanges.front_mut()?;
         let claim = current.sql.contains(CLAIM);
-        current.rows |= kind == b'D';
+        // A row whose first column, the job's id, is not NULL (length -1).
+        current.rows |= kind == b'D' && body.get(2..6).is_some_and(|length| length != [0xff; 4]);
         let counts = current.executes
-            && !matches!(kind, b'A' | b'N' | b'S')
-            && !BY_THE_CLOCK.iter().any(|word| current.sql.contains(word))
+            && matches!(kind, b'D' | b'C' | b'Z' | b'E')
+            && !BESIDE_THE_WORK.iter().any(|word| current.sql.contains(word))
             && (!claim || current.rows);
         let label = counts.then(|| (label(&current.sql, kind), claim));
         if kind == b'Z' {
@@ -252,12 +261,10 @@ fn label(sql: &str, kind: u8) -> String {
     let sql = sql.split_whitespace().collect::<Vec<_>>().join(" ");
     let sql = if sql.contains(CLAIM) { CLAIM.to_owned() } else { sql };
     let name = match kind {
-        b'2' => "BindComplete",
         b'D' => "DataRow",
         b'C' => "CommandComplete",
         b'Z' => "ReadyForQuery",
-        b'E' => "ErrorResponse",
-        _ => "other",
+        _ => "ErrorResponse",
     };
     format!("{name} of {}", sql.chars().take(70).collect::<String>())
 }
@@ -298,7 +305,7 @@ async fn answer(
 ) -> std::io::Result<()> {
     loop {
         let (kind, body) = message(&mut from).await?;
-        let label = talk.lock().unwrap_or_else(PoisonError::into_inner).answered(kind);
+        let label = talk.lock().unwrap_or_else(PoisonError::into_inner).answered(kind, &body);
         match label.and_then(|(label, job)| wires.count(label, job)) {
             None => {}
             Some(Act::CutBefore) => return Ok(()),
@@ -325,8 +332,11 @@ impl Wires {
         if !ledger.working {
             return None;
         }
-        ledger.trace.push(label.clone());
-        let n = ledger.trace.len();
+        ledger.counted += 1;
+        let n = ledger.counted;
+        if n <= TRACED {
+            ledger.trace.push(label.clone());
+        }
         let (_, act) = ledger.armed.take_if(|(at, _)| *at == n)?;
         ledger.fired = Some(label);
         self.fired.notify_waiters();
