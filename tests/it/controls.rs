@@ -77,8 +77,9 @@ struct Taken {
 }
 
 async fn claim(conn: &mut PgConnection, want: i32) -> anyhow::Result<Vec<Taken>> {
-    let sql = "SELECT id, epoch, workspace_id, attempts::int FROM gristmill.claim(
-                   'control', 1, '{scan}', $1, '00000000-0000-0000-0000-000000000000', interval '30 s', 64)";
+    let sql = "SELECT id, epoch, workspace_id, attempts FROM gristmill.claim(
+                   by_worker => 'control', of_lane => 1, of_kinds => '{scan}', want => $1, lease => interval '30 s',
+                   workspace_cap => 64, after => '00000000-0000-0000-0000-000000000000', credit => 0)";
     let rows = sqlx::query(sql).bind(want).fetch_all(conn).await?;
     let taken = rows.into_iter().filter_map(|row| {
         let job = JobId(row.get::<Option<Uuid>, _>(0)?);
@@ -228,7 +229,7 @@ async fn without_counting_at_the_claim_a_poisonous_job_starts_for_ever(db: PgPoo
     control(db, poison, &[("claim", COUNTED, "attempts = 0")], (2, 6)).await
 }
 
-const COUNTED: &str = "attempts = attempts + 1";
+const COUNTED: &str = "attempts = j.attempts + 1";
 
 /// A worker dies with a job in hand; how many get it back.
 async fn orphan(world: &World) -> anyhow::Result<i64> {
@@ -257,8 +258,11 @@ async fn claim_at_once(world: &World) -> anyhow::Result<i64> {
 }
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn without_its_lock_a_claim_gives_one_job_to_two(db: PgPool) -> anyhow::Result<()> {
-    control(db, claim_at_once, &[("claim", "FOR UPDATE SKIP LOCKED", "")], (1, 2)).await
+async fn without_its_locks_a_claim_gives_one_job_to_two(db: PgPool) -> anyhow::Result<()> {
+    // Two guards do the same: claims of a lane go one after the other, and each locks its rows.
+    let in_turn = "PERFORM pg_advisory_xact_lock(hashtextextended('gristmill.claim', of_lane));";
+    let without = [("claim", in_turn, ""), ("claim", "FOR UPDATE SKIP LOCKED", "")];
+    control(db, claim_at_once, &without, (1, 2)).await
 }
 
 /// Somebody holds a job's row; whether the next job is claimed at once all the same.

@@ -97,6 +97,7 @@ impl Storm {
         gristmill::MIGRATOR.run(&admin).await?;
         admin.execute(EFFECTS).await?;
         let world = Arc::new(World::new(admin).await?);
+        worker::registry().publish(&world.ctx.db).await?;
         let mut storm = Self {
             server,
             proxy,
@@ -215,7 +216,7 @@ async fn ask_for_strikes(world: Arc<World>, asked: Arc<Asked>, seed: u64) {
         let batch: Vec<(i64, u64)> = (0..random.random_range(1..12))
             .map(|_| {
                 n += 1;
-                (n, random.random_range(0..250))
+                (n, random.random_range(0..600))
             })
             .collect();
         if enqueue(&world.admin, &world, &batch).await.is_ok() {
@@ -344,5 +345,6 @@ async fn a_storm_of_random_faults_loses_and_doubles_nothing() -> anyhow::Result<
     println!("storm of {minutes} min, seed {seed}");
     let ruins = weather(seed, Duration::from_secs_f64(minutes * 60.0)).await?;
     assert!(ruins.harmless(), "seed {seed}: see the table");
+    assert!(ruins.again > 0, "seed {seed}: no fault struck a job at work");
     Ok(())
 }

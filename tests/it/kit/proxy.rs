@@ -24,8 +24,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, RwLock};
 
 /// Statements that run by the clock or for the connection, not for a job.
-const BESIDE_THE_WORK: [&str; 10] = [
+const BESIDE_THE_WORK: [&str; 12] = [
     "pg_type",
+    "publish_kind",
+    "_sqlx_migrations",
     "gristmill.renew",
     "gristmill.rescue",
     "LISTEN",
@@ -49,9 +51,8 @@ pub enum Act {
     CutBefore,
     /// The worker hears it, and then nothing more.
     CutAfter,
-    /// It comes late.
-    Delay(Duration),
-    /// Nothing passes on this connection, in neither direction, for so long: half-open.
+    /// Nothing passes on this connection, in neither direction, for so long: it comes late, or
+    /// the connection is half-open.
     Stall(Duration),
     /// Runs this, then cuts before.
     Run(Box<dyn FnOnce() + Send>),
@@ -310,7 +311,6 @@ async fn answer(
             None => {}
             Some(Act::CutBefore) => return Ok(()),
             Some(Act::CutAfter) => return pass(&mut to, kind, &body).await,
-            Some(Act::Delay(late)) => tokio::time::sleep(late).await,
             Some(Act::Stall(long)) => {
                 let _still = still.write().await;
                 tokio::time::sleep(long).await;

@@ -12,6 +12,7 @@ use gristmill::embed::Embedder;
 use gristmill::job::{Done, Job, JobError, Turn};
 use gristmill::queue::Payload;
 use gristmill::runtime::{Registry, Worker, every_kind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::process::Command;
@@ -29,7 +30,7 @@ pub const EFFECTS: &str = "
     GRANT SELECT, INSERT ON public.effects TO gristmill_worker";
 
 /// Works for a while, then writes its one row.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Strike {
     pub n: i64,
     pub ms: u64,
