@@ -6,7 +6,7 @@
 
 use super::seed;
 use crate::kit::checks::violations;
-use crate::kit::process::Process;
+use crate::kit::process::{Process, send};
 use crate::kit::proxy::{Act, Proxy};
 use crate::kit::server::Server;
 use crate::kit::worker::{self, EFFECTS};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 const WORKERS: usize = 3;
 /// After the last fault, until nothing is left to do.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,8 +175,10 @@ impl Storm {
             }
             Fault::KillBackend => {
                 let backend = "SELECT pid FROM pg_stat_activity WHERE application_name = 'gristmill' ORDER BY random() LIMIT 1";
-                if let Ok(backend) = sqlx::query_scalar(backend).fetch_one(&self.world.admin).await {
-                    self.server.kill_backend(backend);
+                // The server ends all the other sessions too, and recovers.
+                if let Ok(backend) = sqlx::query_scalar::<_, i32>(backend).fetch_one(&self.world.admin).await
+                {
+                    send(backend as u32, libc::SIGKILL);
                 }
             }
             Fault::StopPostgres => {
@@ -250,9 +252,8 @@ async fn ask_for_attachments(world: Arc<World>, asked: Arc<Asked>, seed: u64) {
     while !asked.over.load(Ordering::Relaxed) {
         // Some bytes come twice: the second attachment shares what the first left.
         let lot = random.random_range(0..400);
-        let text: String = (0..random.random_range(1..12))
-            .map(|n| format!("Lot {lot}, sack {n}: grain from the upper field, weighed at the gate.\n\n"))
-            .collect();
+        let sack = format!("Lot {lot}: grain from the upper field, weighed at the gate.\n\n");
+        let text = sack.repeat(random.random_range(1..12));
         if world.upload(&format!("{:x}.txt", random.next_u32()), text.as_bytes()).await.is_ok() {
             asked.attachments.fetch_add(1, Ordering::Relaxed);
         }

@@ -56,6 +56,11 @@ pub fn differences(wanted: &[String], got: &[String]) -> Vec<String> {
     found
 }
 
+/// A text without its ids.
+pub fn masked(text: &str) -> String {
+    with_ids(text, |_| "id".into())
+}
+
 /// The rows of one table, ids still in them, in an order that does not depend on ids.
 async fn rows(owner: &mut PgConnection, table: &str) -> anyhow::Result<Vec<String>> {
     let columns: Vec<(String, String, bool)> = sqlx::query_as(
@@ -79,7 +84,7 @@ async fn rows(owner: &mut PgConnection, table: &str) -> anyhow::Result<Vec<Strin
         rows.push(cells.join(" "));
     }
     if numbered.is_none() {
-        rows.sort_by_cached_key(|row| with_ids(row, |_| "id".into()));
+        rows.sort_by_cached_key(|row| masked(row));
     }
     Ok(rows)
 }
@@ -116,15 +121,12 @@ fn name_of(names: &mut HashMap<String, usize>, id: &str) -> String {
 fn with_ids(text: &str, mut name: impl FnMut(&str) -> String) -> String {
     let (mut named, mut rest) = (String::new(), text);
     while let Some(first) = rest.chars().next() {
-        match rest.get(..36).filter(|start| is_id(start)) {
-            Some(id) => {
-                named.push_str(&name(id));
-                rest = &rest[36..];
-            }
-            None => {
-                named.push(first);
-                rest = &rest[first.len_utf8()..];
-            }
+        if let Some(id) = rest.get(..36).filter(|start| is_id(start)) {
+            named.push_str(&name(id));
+            rest = &rest[36..];
+        } else {
+            named.push(first);
+            rest = &rest[first.len_utf8()..];
         }
     }
     named

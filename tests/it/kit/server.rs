@@ -56,11 +56,6 @@ impl Server {
         anyhow::ensure!(!self.running.reused, "Postgres was never gone");
         Ok(())
     }
-
-    /// Kills one session's process: the server ends all the others and recovers.
-    pub fn kill_backend(&self, backend: i32) {
-        send(backend as u32, libc::SIGKILL);
-    }
 }
 
 impl Drop for Server {
