@@ -18,7 +18,7 @@ use crate::store::events::{Event, announce};
 use crate::store::extractions::{self, Extraction};
 use crate::store::generations::{self, Generation, Plan};
 use crate::store::outcomes::{self, Reason};
-use crate::store::{Tx, chunks, resources};
+use crate::store::{Tx, bytes, chunks, resources};
 use anyhow::anyhow;
 use batch::{Batch, Source};
 use futures::stream::{self, StreamExt};
@@ -35,6 +35,13 @@ const IN_HAND: usize = 4;
 
 /// Between two progress events of one generation; final ones are never left out.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Between two looks at a twin that is being embedded.
+const TWIN_PAUSE: Duration = Duration::from_secs(2);
+
+/// So many chunks are counted at once towards the space's vector index; also in the middle of a
+/// long text, or its index would be built over all of it at its end.
+const COUNTED_AT_ONCE: usize = 500;
 
 /// Embeds one generation.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -57,6 +64,9 @@ impl Job for Embed {
         let Some((generation, extraction)) = find(ctx, turn, self.generation).await? else {
             return Ok(turn.nothing_to_write());
         };
+        if generation.plan.is_none() {
+            wait_for_twin(ctx, turn, &extraction).await?;
+        }
         let room = ctx.spool.room()?;
         let text = room.path().join("text");
         download(ctx, &extraction, &text).await?;
@@ -100,6 +110,19 @@ async fn find(
     tx.commit().await?;
     let open = matches!(generation.status, IndexStatus::Chunking | IndexStatus::Embedding);
     Ok(extraction.filter(|_| open).map(|extraction| (generation, extraction)))
+}
+
+/// Two indexes of one text have the same vectors: the one that began later waits for those of the
+/// earlier, and finds them.
+async fn wait_for_twin(ctx: &Context, turn: &Turn, of: &Extraction) -> Result<(), JobError> {
+    let mut tx = turn.begin(ctx).await?;
+    let works = bytes::twin_embeds(&mut *tx, turn.job(), of.id).await?;
+    tx.commit().await?;
+    if works {
+        let reason = "the same text is being embedded for another index".to_owned();
+        return Err(JobError::Wait { delay: TWIN_PAUSE, reason });
+    }
+    Ok(())
 }
 
 async fn download(ctx: &Context, extraction: &Extraction, into: &Path) -> Result<(), JobError> {
@@ -161,9 +184,12 @@ impl Building<'_> {
         let missing: Vec<(i32, Span)> =
             (0..).zip(plan.iter().copied()).filter(|(ord, _)| !stored.contains(ord)).collect();
         let step = (self.ctx.settings.embed.checkpoint / IN_HAND).max(1);
-        let source = &source;
-        let embedding = missing.chunks(step).map(|spans| source.embed(self.ctx, self.turn, spans));
-        let embedding: Vec<_> = embedding.collect();
+        let (source, missing) = (&source, &missing);
+        // Made one by one as they are wanted: a long text has tens of thousands of batches.
+        let embedding = (0..missing.len()).step_by(step).map(move |first| async move {
+            let after = missing.len().min(first + step);
+            source.embed(self.ctx, self.turn, missing.get(first..after).unwrap_or_default()).await
+        });
 
         let (give, mut take) = mpsc::channel::<Batch>(1);
         let embed = async move {
@@ -177,11 +203,15 @@ impl Building<'_> {
             Ok::<_, JobError>(())
         };
         let write = async {
-            let mut told = Instant::now();
+            let (mut told, mut uncounted) = (Instant::now(), 0);
             while let Some(batch) = take.recv().await {
                 self.store(&batch, plan.len() as i32, &mut told).await?;
+                uncounted += batch.chunks.len();
+                if uncounted >= COUNTED_AT_ONCE {
+                    self.count(source.space, std::mem::take(&mut uncounted)).await?;
+                }
             }
-            Ok(())
+            self.count(source.space, uncounted).await
         };
         tokio::try_join!(embed, write)?;
         Ok(())
@@ -197,6 +227,13 @@ impl Building<'_> {
             *told = Instant::now();
         }
         tx.commit().await?;
+        Ok(())
+    }
+
+    async fn count(&self, space: i32, chunks: usize) -> Result<(), JobError> {
+        if chunks > 0 && chunks::count_into_index(&self.ctx.db, space, chunks).await? {
+            tracing::info!(space, "the vector index of this space is made");
+        }
         Ok(())
     }
 

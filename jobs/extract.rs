@@ -1,8 +1,12 @@
 //! `extract`: turns an attachment's clean bytes into text, once for each content.
 //!
-//! After `scan`; `embed` is next for each resource of the attachment. The text is an object
-//! named by the sha256 of its source and the extractor's revision, so the same bytes are read
-//! once per workspace. A file without text ends here as EMPTY or `NEEDS_OCR`.
+//! After `scan`; `embed` is next for each resource of the attachment. The text is an object, and
+//! its row names the sha256 of its source and the extractor's revision, so the same bytes are
+//! read once per workspace: of two twins at once, the later waits for the text of the earlier. A
+//! file without text ends here as EMPTY or `NEEDS_OCR`.
+//!
+//! Each attempt writes an object of its own, so whoever removes one never meets a newer. A crash
+//! between the upload and its row leaves an object that no row names, which `tidy` looks for.
 
 use crate::context::Context;
 use crate::domain::{AttachmentId, AttachmentStatus, Completeness, IndexStatus};
@@ -12,17 +16,20 @@ use crate::jobs::Embed;
 use crate::jobs::fetch::{check_place, find};
 use crate::jobs::scan::download;
 use crate::queue::{Payload, Terms, enqueue_as};
-use crate::store::attachments::Attachment;
+use crate::store::attachments::{self, Attachment};
 use crate::store::events::{Event, announce};
 use crate::store::extractions::{self, Extraction, NewExtraction};
 use crate::store::outcomes::{self, Reason};
-use crate::store::{Tx, generations, resources, verdicts};
+use crate::store::{Tx, bytes, generations, resources, verdicts};
 use anyhow::anyhow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
+
+/// Between two looks at a twin that is being read.
+const TWIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Extracts one attachment's text.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -54,10 +61,13 @@ impl Job for Extract {
         check_place(ctx, &attachment)?;
         let known = begin(ctx, turn, &attachment).await?;
         let extraction = match known {
-            Some(extraction) => extraction,
+            Some(extraction) => Some(extraction),
             None => extract(ctx, turn, &attachment).await?,
         };
-        hand_on(ctx, turn, &attachment, &extraction).await
+        match extraction {
+            Some(extraction) => hand_on(ctx, turn, &attachment, &extraction).await,
+            None => Ok(turn.nothing_to_write()),
+        }
     }
 
     async fn gave_up(&self, tx: &mut Tx, why: &Why) -> sqlx::Result<()> {
@@ -81,11 +91,21 @@ async fn begin(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<Op
         generations::open(&mut tx, turn.workspace(), resource).await?;
     }
     let known = extractions::find(&mut *tx, sha256_of(attachment), &ctx.extractor.revision()).await?;
+    if known.is_none() && bytes::twin_extracts(&mut *tx, turn.job(), sha256_of(attachment)).await? {
+        let reason = "the same bytes are being read for another attachment".to_owned();
+        tx.commit().await?;
+        return Err(JobError::Wait { delay: TWIN_PAUSE, reason });
+    }
     tx.commit().await?;
     Ok(known)
 }
 
-async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<Extraction, JobError> {
+/// Reads the bytes and stores their text; none when the attachment was forgotten meanwhile.
+async fn extract(
+    ctx: &Context,
+    turn: &Turn,
+    attachment: &Attachment,
+) -> Result<Option<Extraction>, JobError> {
     let room = ctx.spool.room()?;
     let (source, text) = (room.path().join("object"), room.path().join("text"));
     download(ctx, attachment, &source).await?;
@@ -93,10 +113,11 @@ async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<
     let hint = Hint { name, mime: attachment.mime.clone() };
     let facts = ctx.extractor.extract(&source, &hint, &text).await?;
     let revision = ctx.extractor.revision();
-    let key = artefact_key(ctx, attachment, &revision);
+    let key = artefact_key(ctx, turn, sha256_of(attachment));
     ctx.objects.upload(&attachment.bucket, &key, &text, Some("text/plain; charset=utf-8")).await?;
 
     let mut tx = turn.begin(ctx).await?;
+    bytes::lock(&mut tx, turn.workspace(), sha256_of(attachment)).await?;
     let new = NewExtraction {
         sha256: sha256_of(attachment),
         extractor: &revision,
@@ -104,16 +125,25 @@ async fn extract(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<
         key: &key,
         facts: &facts,
     };
-    let id = extractions::record(&mut tx, turn.workspace(), &new).await?;
+    let stored = if attachments::find(&mut *tx, attachment.id).await?.is_some() {
+        Some(extractions::record(&mut tx, turn.workspace(), &new).await?)
+    } else {
+        None
+    };
     tx.commit().await?;
-    Ok(Extraction { id, bucket: attachment.bucket.clone(), key, facts })
+    if stored.as_ref().is_none_or(|stored| stored.key != key) {
+        // Nobody wants this text: no row names it, and no other attempt has its key.
+        ctx.objects.delete(&attachment.bucket, &key).await?;
+    }
+    Ok(stored)
 }
 
-/// Where the text of some bytes lies: the same bytes and extractor give the same key. It stays
-/// under 126 bytes, the longest key the embedded store takes in parts (it makes a file name of it).
-fn artefact_key(ctx: &Context, attachment: &Attachment, revision: &str) -> String {
-    let revision = hex::encode(&Sha256::digest(revision.as_bytes())[..4]);
-    ctx.objects.tenant_key(attachment.workspace, &format!("texts/{}-{revision}.txt", sha256_of(attachment)))
+/// Where this attempt puts its text: no two attempts share a key. It stays under 126 bytes, the
+/// longest key the embedded store takes in parts (it makes a file name of it).
+fn artefact_key(ctx: &Context, turn: &Turn, sha256: &str) -> String {
+    let attempt = Sha256::digest(format!("{}/{}", turn.job(), turn.lease.epoch));
+    let attempt = hex::encode(&attempt[..6]);
+    ctx.objects.tenant_key(turn.workspace(), &format!("texts/{sha256}-{attempt}.txt"))
 }
 
 async fn hand_on(

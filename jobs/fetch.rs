@@ -46,6 +46,10 @@ impl Job for Fetch {
                 AttachmentStatus::Requested | AttachmentStatus::Planned | AttachmentStatus::Uploading,
                 Origin::Remote,
             ) => bring(ctx, &attachment).await?,
+            // Tried again by hand after its bytes never came.
+            (AttachmentStatus::Stored, Origin::Remote) if is_missing(ctx, &attachment).await? => {
+                bring(ctx, &attachment).await?
+            }
             (
                 AttachmentStatus::Requested
                 | AttachmentStatus::Planned
@@ -126,6 +130,13 @@ async fn look(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<Sto
         mime: head.content_type,
         ..Stored::default()
     })
+}
+
+async fn is_missing(ctx: &Context, attachment: &Attachment) -> Result<bool, JobError> {
+    match ctx.objects.head(&attachment.bucket, &attachment.key).await {
+        Err(ObjectError::Missing) => Ok(true),
+        head => Ok(head.map(|_| false)?),
+    }
 }
 
 async fn bring(ctx: &Context, attachment: &Attachment) -> Result<Stored, JobError> {

@@ -1,8 +1,14 @@
 //! `forget`: removes an attachment with all that was made of it, or one superseded generation.
 //!
-//! Chunks go in batches, then objects, then the rows; each step may run again. Text and
-//! verdicts go when no other attachment of the tenant has the same bytes. The event says what
-//! was removed.
+//! Chunks go in batches, then the attachment's own object while its row still holds its key, then
+//! the rows, and last the objects of its texts. Each step may run again. Text and verdicts go when
+//! no other attachment of the tenant has the same bytes: that is decided and done under the lock
+//! of the bytes, in one transaction, which leaves a note of the objects to be removed after it.
+//! The event says what was removed.
+//!
+//! Objects know no fence: the lease is looked at just before each is removed, and a worker that
+//! loses it in between removes what its successor would remove too, because no key of a text is
+//! used twice, and no key of an upload as long as clients name a new one for each, as they must.
 
 use crate::context::Context;
 use crate::domain::{AttachmentId, GenerationId};
@@ -11,7 +17,8 @@ use crate::jobs::fetch::{check_place, find};
 use crate::queue::Payload;
 use crate::store::attachments::{self, Attachment};
 use crate::store::events::{Event, announce};
-use crate::store::{chunks, extractions, generations, verdicts};
+use crate::store::leftovers::{self, Leftovers, Place};
+use crate::store::{bytes, chunks, extractions, generations, verdicts};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -49,15 +56,18 @@ impl Job for Forget {
                 generations::delete(&mut tx, *id).await?;
                 turn.finish(tx).await
             }
-            Self::Attachment(id) => match find(ctx, turn, *id).await? {
-                Some(attachment) => forget(ctx, turn, &attachment).await,
-                None => Ok(turn.nothing_to_write()),
-            },
+            Self::Attachment(id) => {
+                if let Some(attachment) = find(ctx, turn, *id).await? {
+                    forget(ctx, turn, &attachment).await?;
+                }
+                remove_leftovers(ctx, turn, *id).await
+            }
         }
     }
 }
 
-async fn forget(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<Done, JobError> {
+/// Removes the attachment's object and every row; notes what else is to go.
+async fn forget(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<(), JobError> {
     let mut tx = turn.begin(ctx).await?;
     let indexes = generations::of_attachment(&mut *tx, attachment.id).await?;
     tx.commit().await?;
@@ -65,32 +75,54 @@ async fn forget(ctx: &Context, turn: &Turn, attachment: &Attachment) -> Result<D
     for &generation in &indexes {
         removed_chunks += delete_chunks(ctx, turn, generation).await?;
     }
-    let artefacts = artefacts_of_its_own(ctx, turn, attachment).await?;
     // A row that names a foreign place never had an object of ours.
-    let mut objects = 0;
-    if check_place(ctx, attachment).is_ok() {
-        ctx.objects.delete(&attachment.bucket, &attachment.key).await?;
-        objects += 1;
-    }
-    for (bucket, key) in &artefacts {
-        ctx.objects.delete(bucket, key).await?;
+    let own = check_place(ctx, attachment).is_ok();
+    if own {
+        delete_object(ctx, turn, &attachment.bucket, &attachment.key).await?;
     }
 
     let mut tx = turn.begin(ctx).await?;
+    if let Some(sha256) = &attachment.sha256 {
+        bytes::lock(&mut tx, turn.workspace(), sha256).await?;
+    }
     for &generation in &indexes {
         generations::delete(&mut tx, generation).await?;
     }
-    if let Some(sha256) = attachment.sha256.as_deref().filter(|_| !artefacts.is_empty()) {
-        extractions::delete(&mut tx, sha256).await?;
-        verdicts::delete(&mut tx, sha256).await?;
-    }
     attachments::delete(&mut tx, attachment.id).await?;
-    let body = json!({
-        "chunks": removed_chunks, "generations": indexes.len(), "objects": objects, "artefacts": artefacts.len(),
+    let objects = match &attachment.sha256 {
+        Some(sha256) if !bytes::in_use(&mut tx, sha256).await? => {
+            verdicts::delete(&mut tx, sha256).await?;
+            extractions::delete(&mut tx, sha256).await?
+        }
+        _ => Vec::new(),
+    };
+    let removed = json!({
+        "chunks": removed_chunks, "generations": indexes.len(), "objects": u8::from(own), "artefacts": objects.len(),
     });
-    announce(&mut tx, turn.workspace(), &Event::Attachment { id: attachment.id, status: "forgotten", body })
-        .await?;
+    leftovers::note(&mut tx, turn.workspace(), attachment.id, &Leftovers { objects, removed }).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Removes the objects that the rows left behind, and tells that all is gone.
+async fn remove_leftovers(ctx: &Context, turn: &Turn, id: AttachmentId) -> Result<Done, JobError> {
+    let mut tx = turn.begin(ctx).await?;
+    let left = leftovers::find(&mut *tx, id).await?;
+    tx.commit().await?;
+    let Some(Leftovers { objects, removed: body }) = left else { return Ok(turn.nothing_to_write()) };
+    for Place { bucket, key } in &objects {
+        delete_object(ctx, turn, bucket, key).await?;
+    }
+    let mut tx = turn.begin(ctx).await?;
+    leftovers::settle(&mut tx, id).await?;
+    announce(&mut tx, turn.workspace(), &Event::Attachment { id, status: "forgotten", body }).await?;
     turn.finish(tx).await
+}
+
+/// Removes an object, if the lease still holds just before.
+async fn delete_object(ctx: &Context, turn: &Turn, bucket: &str, key: &str) -> Result<(), JobError> {
+    turn.begin(ctx).await?.commit().await?;
+    Ok(ctx.objects.delete(bucket, key).await?)
 }
 
 async fn delete_chunks(ctx: &Context, turn: &Turn, generation: GenerationId) -> Result<u64, JobError> {
@@ -104,18 +136,4 @@ async fn delete_chunks(ctx: &Context, turn: &Turn, generation: GenerationId) -> 
             return Ok(removed);
         }
     }
-}
-
-/// The texts of these bytes, when no other attachment of the tenant has the same.
-async fn artefacts_of_its_own(
-    ctx: &Context,
-    turn: &Turn,
-    attachment: &Attachment,
-) -> Result<Vec<(String, String)>, JobError> {
-    let Some(sha256) = &attachment.sha256 else { return Ok(Vec::new()) };
-    let mut tx = turn.begin(ctx).await?;
-    let shared = attachments::bytes_shared(&mut tx, attachment.id, sha256).await?;
-    let artefacts = if shared { Vec::new() } else { extractions::of_bytes(&mut *tx, sha256).await? };
-    tx.commit().await?;
-    Ok(artefacts)
 }

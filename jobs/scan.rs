@@ -12,10 +12,10 @@ use crate::jobs::fetch::{check_place, find};
 use crate::objects::{Landed, Pin};
 use crate::queue::{Payload, Terms, enqueue_as};
 use crate::scan::{Claims, Outcome, ScanError};
-use crate::store::Tx;
 use crate::store::attachments::{self, Attachment};
 use crate::store::outcomes::{self, Reason};
 use crate::store::verdicts::{self, Verdict};
+use crate::store::{Tx, bytes};
 use anyhow::anyhow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,8 @@ async fn conclude(
 ) -> Result<Done, JobError> {
     let (workspace, id) = (turn.workspace(), attachment.id);
     let mut tx = turn.begin(ctx).await?;
+    // A `forget` of the same bytes either sees this attachment, or is over before its verdict is written.
+    bytes::lock(&mut tx, workspace, &landed.sha256).await?;
     attachments::set_truth(&mut tx, id, &landed.sha256, landed.size as i64, &judged.mime).await?;
     if let Some(verdict) = &judged.verdict {
         verdicts::record(&mut tx, workspace, verdict).await?;

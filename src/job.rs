@@ -3,6 +3,9 @@
 //! A job does its slow work first, then writes result, next job and event in one short
 //! transaction that [`Turn::begin`] fences and [`Turn::finish`] completes.
 
+mod database;
+mod limits;
+
 use crate::chunk::ChunkError;
 use crate::context::Context;
 use crate::domain::{JobId, WorkspaceId};
@@ -36,12 +39,36 @@ pub enum JobError {
     /// The other side said when to come back. Costs no attempt.
     #[error("asked to wait {delay:?}: {reason}")]
     Wait { delay: Duration, reason: String },
+    /// It cannot go on before somebody acts; it rests, at no cost, until `gristmill.unpark`.
+    #[error("{why}: {reason}")]
+    Park { why: Parked, reason: String },
     /// Somebody else has the job now; nothing may be written.
     #[error("the lease was lost")]
     Lost,
     /// A person or the chat layer asked for it to stop.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What a parked job waits for; the first word of its reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parked {
+    /// A person's yes.
+    NeedsApproval,
+    /// A credential that the user must give or renew.
+    NeedsAuth,
+    /// Money: the budget is used up.
+    Budget,
+}
+
+impl std::fmt::Display for Parked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NeedsApproval => "NEEDS_APPROVAL",
+            Self::NeedsAuth => "NEEDS_AUTH",
+            Self::Budget => "BUDGET",
+        })
+    }
 }
 
 impl JobError {
@@ -60,7 +87,7 @@ impl JobError {
 
 impl From<sqlx::Error> for JobError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Transient(error.into())
+        Fence::from(error).into()
     }
 }
 
@@ -74,7 +101,8 @@ impl From<Fence> for JobError {
     fn from(error: Fence) -> Self {
         match error {
             Fence::Lost => Self::Lost,
-            Fence::Database(error) => error.into(),
+            Fence::Database(error) if database::is_final(&error) => Self::fatal(database::REFUSED, error),
+            Fence::Database(error) => Self::Transient(error.into()),
         }
     }
 }
@@ -127,6 +155,16 @@ impl Turn {
     /// fenced by the row's state, so a commit that went through is not undone or repeated.
     pub async fn finish(&self, mut tx: Tx) -> Result<Done, JobError> {
         self.lease.complete(&mut tx).await?;
+        tx.commit().await?;
+        Ok(Done { acknowledge: false })
+    }
+
+    /// Parks the job in `tx`, which tells its subject what it waits for, and commits.
+    ///
+    /// An unpark in the transaction that grants the wish cannot be missed: it finds the job
+    /// parked, or at work and then keeps this attempt from parking.
+    pub async fn park(&self, mut tx: Tx, why: Parked, reason: &str) -> Result<Done, JobError> {
+        self.lease.park(&mut tx, &format!("{why}: {reason}")).await?;
         tx.commit().await?;
         Ok(Done { acknowledge: false })
     }

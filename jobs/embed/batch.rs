@@ -17,7 +17,7 @@ pub struct Source {
     text: Arc<File>,
     pages: Vec<Page>,
     language: Option<String>,
-    space: i32,
+    pub space: i32,
 }
 
 /// Chunks with their vectors.

@@ -20,29 +20,62 @@ pub struct House {
 
 impl House {
     /// Starts what is not configured; the schema is brought up to date when Postgres is ours.
-    pub async fn open(mut settings: Config) -> anyhow::Result<Self> {
-        let mut postgres = None;
-        if settings.database.url.is_none() {
-            let server = EmbeddedPostgres::start(&settings.embedded).await?;
-            settings.database.url = Some(SecretString::from(server.url.clone()));
-            postgres = Some(server);
+    pub async fn open(settings: Config) -> anyhow::Result<Self> {
+        let (house, faults) = Self::open_what_can(settings).await;
+        match faults.into_iter().next() {
+            None => Ok(house),
+            Some((_, fault)) => {
+                house.close().await?;
+                Err(fault)
+            }
         }
-        let mut store = None;
-        if settings.objects.endpoint.is_empty() && settings.objects.access_key.is_none() {
+    }
+
+    /// [`House::open`] for one who wants to know what does not start: by name, and why.
+    pub async fn open_what_can(settings: Config) -> (Self, Vec<(&'static str, anyhow::Error)>) {
+        let mut house = Self::bare(settings);
+        let mut faults = Vec::new();
+        if let Err(fault) = house.start_postgres().await {
+            faults.push(("database", fault));
+        }
+        if let Err(fault) = house.start_store().await {
+            faults.push(("objects", fault));
+        }
+        if house.postgres.is_some()
+            && let Err(fault) = house.migrate().await
+        {
+            faults.push(("schema", fault));
+        }
+        (house, faults)
+    }
+
+    async fn start_postgres(&mut self) -> anyhow::Result<()> {
+        if self.settings.database.url.is_none() {
+            let server = EmbeddedPostgres::start(&self.settings.embedded).await?;
+            self.settings.database.url = Some(SecretString::from(server.url.clone()));
+            self.postgres = Some(server);
+        }
+        Ok(())
+    }
+
+    async fn start_store(&mut self) -> anyhow::Result<()> {
+        let objects = &mut self.settings.objects;
+        if objects.endpoint.is_empty() && objects.access_key.is_none() {
             // The server listens on this machine alone; each process has keys of its own.
             let (access, secret) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
-            let server =
-                EmbeddedS3::start(&settings.embedded.data_dir.join("objects"), &access, &secret).await?;
-            settings.objects.endpoint.clone_from(&server.endpoint);
-            settings.objects.access_key = Some(SecretString::from(access));
-            settings.objects.secret_key = Some(SecretString::from(secret));
-            store = Some(server);
+            let folder = self.settings.embedded.data_dir.join("objects");
+            let server = EmbeddedS3::start(&folder, &access, &secret).await?;
+            objects.endpoint.clone_from(&server.endpoint);
+            objects.access_key = Some(SecretString::from(access));
+            objects.secret_key = Some(SecretString::from(secret));
+            self.store = Some(server);
         }
-        let house = Self { settings, postgres, store };
-        if house.postgres.is_some() {
-            house.migrate().await?;
-        }
-        Ok(house)
+        Ok(())
+    }
+
+    /// Whether this process serves the objects itself.
+    pub fn has_own_store(&self) -> bool {
+        self.store.is_some()
     }
 
     /// Nothing but the settings, for a command that needs no services of ours.

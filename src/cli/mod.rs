@@ -2,12 +2,16 @@
 
 pub mod bench;
 mod demo;
+mod doctor;
 pub mod eval;
 mod house;
 mod ingest;
+mod jobs;
+mod limits;
 mod operate;
 mod search;
 mod table;
+mod verify;
 mod watch;
 
 use crate::config::{Config, LogFormat};
@@ -49,8 +53,15 @@ enum What {
     Forget(operate::Forget),
     /// Queues a job, as `select gristmill.enqueue(…)` does.
     Enqueue(operate::Enqueue),
-    /// Shows the newest jobs with their states and reasons.
-    Jobs(operate::Jobs),
+    /// Looks at jobs and deals with them: list, stats, show, explain, dead, retry, cancel.
+    Jobs(jobs::Jobs),
+    /// Requests and tokens a minute that all workers share, and pauses of providers.
+    #[command(subcommand)]
+    Limits(limits::Limits),
+    /// Looks at everything the worker needs, and says what to do where something is missing.
+    Doctor(doctor::Doctor),
+    /// Checks that the stored rows keep every promise, and names those that do not.
+    Verify(verify::Verify),
     /// From documents in a bucket to cited answers, on the embedded services.
     Demo(demo::Demo),
     /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
@@ -96,10 +107,11 @@ impl Command {
         if let What::Migrate = self.what {
             anyhow::ensure!(settings.database.url.is_some(), "set DATABASE_URL to the owner's address");
         }
-        if let What::Migrate = self.what {
-            return operate::migrate(&House::bare(settings)).await;
-        }
-        let house = House::open(settings).await?;
+        let house = match &self.what {
+            // One needs the database alone, the other looks for what is missing.
+            What::Migrate | What::Doctor(_) => House::bare(settings),
+            _ => House::open(settings).await?,
+        };
         let ended = match self.what {
             What::Up => operate::up(&house, true).await,
             What::Worker => operate::up(&house, false).await,
@@ -109,6 +121,9 @@ impl Command {
             What::Forget(forget) => forget.run(&house).await,
             What::Enqueue(enqueue) => enqueue.run(&house).await,
             What::Jobs(jobs) => jobs.run(&house).await,
+            What::Limits(limits) => limits.run(&house).await,
+            What::Doctor(doctor) => doctor.run(&house.settings).await,
+            What::Verify(verify) => verify.run(&house).await,
             What::Demo(demo) => demo.run(&house).await,
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,

@@ -7,7 +7,6 @@ use crate::runtime::{Worker, every_kind};
 use crate::store::{jobs, tenants};
 use anyhow::Context as _;
 use clap::Args;
-use comfy_table::Table;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,7 +30,7 @@ pub async fn up(house: &House, migrate: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// The database without its password.
-fn database(house: &House) -> String {
+pub fn database(house: &House) -> String {
     use secrecy::ExposeSecret;
     let url = house.settings.database.url.as_ref().map(|url| url.expose_secret().to_owned());
     url.and_then(|url| url::Url::parse(&url).ok())
@@ -146,7 +145,7 @@ impl Forget {
         let worker = Worker::start(&ctx, every_kind)?;
         let ended = jobs::until_over(&ctx.db, &queued).await;
         worker.stop().await;
-        println!("{}", jobs_table(&ended?));
+        println!("{}", crate::cli::jobs::table(&ended?));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -176,39 +175,4 @@ impl Enqueue {
         println!("{job}{}", if new { "" } else { " (it was there already)" });
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Arguments of `jobs`.
-#[derive(Debug, Args)]
-pub struct Jobs {
-    /// Only jobs in this state: scheduled, waiting, running, parked, done, dead, cancelled.
-    #[arg(long)]
-    state: Option<String>,
-    /// How many.
-    #[arg(long, default_value_t = 20)]
-    limit: i64,
-}
-
-impl Jobs {
-    pub async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
-        let db = crate::store::connect(&house.settings.database).await?;
-        let state = self.state.map(|state| state.to_uppercase());
-        println!("{}", jobs_table(&jobs::newest(&db, state.as_deref(), self.limit).await?));
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-fn jobs_table(rows: &[jobs::Row]) -> Table {
-    let mut table = crate::cli::table::table(["job", "kind", "state", "attempts", "created", "reason"]);
-    for row in rows {
-        table.add_row([
-            row.id.to_string(),
-            row.kind.clone(),
-            row.state.clone(),
-            format!("{}/{}", row.attempts, row.max_attempts),
-            row.created_at.format("%F %T").to_string(),
-            row.reason.clone().unwrap_or_default(),
-        ]);
-    }
-    table
 }

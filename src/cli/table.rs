@@ -11,3 +11,15 @@ pub fn table<const N: usize>(header: [&str; N]) -> Table {
     table.set_header(header);
     table
 }
+
+/// A span of time as people say it, whichever its sign.
+pub fn span(seconds: f64) -> String {
+    let seconds = seconds.abs();
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
+    }
+}

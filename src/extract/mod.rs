@@ -27,6 +27,7 @@ mod wire;
 mod wordml;
 
 pub use child::child_main;
+pub use ocr::installed as helper;
 pub use process::{Usage, children_usage};
 
 use crate::config;

@@ -70,7 +70,8 @@ impl Ocr {
     }
 }
 
-fn installed(name: &str) -> Option<PathBuf> {
+/// Where a helper program is installed, if it is.
+pub fn installed(name: &str) -> Option<PathBuf> {
     FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|program| program.is_file())
 }
 

@@ -47,6 +47,15 @@ impl Lease {
         Ok(())
     }
 
+    /// Parks the job in the transaction that tells its subject what it waits for; costs no
+    /// attempt. A job that was woken since its claim waits for a worker instead.
+    pub async fn park(&self, tx: &mut PgConnection, why: &str) -> Result<(), Fence> {
+        sqlx::query!(r#"SELECT gristmill.park($1, $2, $3)::text AS "state!""#, self.job.0, self.epoch, why)
+            .fetch_one(tx)
+            .await?;
+        Ok(())
+    }
+
     /// Lays the job among the dead in the transaction that tells its subject why.
     pub async fn bury(&self, tx: &mut PgConnection, why: &str) -> Result<(), Fence> {
         sqlx::query!("SELECT gristmill.bury($1, $2, $3)", self.job.0, self.epoch, why).execute(tx).await?;

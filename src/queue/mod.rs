@@ -5,6 +5,7 @@
 
 pub mod desk;
 mod lease;
+pub mod limits;
 
 pub use lease::{Fence, Lease};
 

@@ -29,6 +29,7 @@ enum End {
     /// The subject ends with this reason and the job is done.
     Conclude(Why),
     Bury(Why),
+    Park(String),
     /// Somebody asked for its end.
     CallOff,
     /// Nothing may be written; the row is somebody else's.
@@ -100,6 +101,7 @@ fn judge(job: &Claimed, error: JobError) -> End {
             // A wait is never so short that it becomes a loop.
             End::Acknowledge(Outcome::Wait { delay: delay.max(Duration::from_millis(100)), reason })
         }
+        JobError::Park { why: word, reason } => End::Park(why("", &format!("{word}: {reason}")).reason),
         JobError::Cancelled => End::CallOff,
         JobError::Lost => End::Lost,
     }
@@ -136,6 +138,16 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
             // The receiver lives until every sender is gone.
             bench.ends.send((job.lease, outcome)).ok();
         }
+        End::Park(reason) => {
+            tracing::info!(reason, "parked");
+            match park(bench, job.lease, &reason).await {
+                Ok(()) | Err(Fence::Lost) => bench.hands.release(job.lease),
+                Err(Fence::Database(_)) => {
+                    // Not written: it asks again.
+                    bench.ends.send((job.lease, Outcome::HandedBack { reason })).ok();
+                }
+            }
+        }
         End::Conclude(why) => {
             tracing::info!(code = why.code, reason = why.reason, "refused");
             let written = give_up(bench, job, &why, Last::Done).await;
@@ -171,6 +183,13 @@ fn settle_given_up(bench: &Bench, job: &Claimed, why: &Why, written: Result<(), 
             bench.ends.send((job.lease, Outcome::Retry { reason })).ok();
         }
     }
+}
+
+async fn park(bench: &Bench, lease: Lease, reason: &str) -> Result<(), Fence> {
+    let mut tx = crate::store::begin(&bench.ctx.db).await?;
+    lease.park(&mut tx, reason).await?;
+    tx.commit().await?;
+    Ok(())
 }
 
 /// The state a job that gave up ends in.

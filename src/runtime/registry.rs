@@ -58,8 +58,7 @@ impl Registry {
     /// Tells the database what these kinds are, so that they can be queued.
     pub async fn publish(&self, db: &PgPool) -> sqlx::Result<()> {
         let notices: Vec<Notice> = self.0.values().map(|kind| kind.notice.clone()).collect();
-        let newest = crate::MIGRATOR.iter().map(|migration| migration.version).max();
-        crate::queue::publish(db, &notices, newest.unwrap_or_default()).await
+        crate::queue::publish(db, &notices, crate::store::migrations::newest()).await
     }
 
     pub(super) fn get(&self, kind: &str) -> Option<&Kind> {

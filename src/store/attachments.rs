@@ -211,17 +211,6 @@ pub async fn lock(conn: &mut PgConnection, id: AttachmentId) -> sqlx::Result<boo
     Ok(row.is_some())
 }
 
-/// Whether another attachment of the tenant has the same bytes.
-pub async fn bytes_shared(conn: &mut PgConnection, id: AttachmentId, sha256: &str) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM gristmill.attachments WHERE checksum_sha256 = $2 AND id <> $1) AS "shared!""#,
-        id.0,
-        sha256
-    )
-    .fetch_one(conn)
-    .await
-}
-
 /// Removes the row and, by cascade, what hangs on it.
 pub async fn delete(conn: &mut PgConnection, id: AttachmentId) -> sqlx::Result<()> {
     sqlx::query!("DELETE FROM gristmill.attachments WHERE id = $1", id.0).execute(conn).await?;

@@ -1,10 +1,14 @@
 //! Chunks: text, vector and lexemes in one row, written batch by batch under the fence.
 
 use crate::domain::{GenerationId, WorkspaceId};
+use crate::store::search::EXACT_UP_TO;
 use pgvector::Vector;
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use std::collections::HashMap;
 use uuid::Uuid;
+
+/// SQLSTATE of a lock that was not given in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A chunk about to be stored.
 #[derive(Debug, Clone)]
@@ -19,7 +23,7 @@ pub struct NewChunk {
     pub vector: Vec<f32>,
 }
 
-/// The vector space's id; registered, with its index, when it is new.
+/// The vector space's id; registered when it is new.
 pub async fn ensure_space(conn: &mut PgConnection, space: &crate::domain::Space) -> sqlx::Result<i32> {
     sqlx::query_scalar!(
         r#"SELECT gristmill.ensure_space($1, $2, $3) AS "id!""#,
@@ -29,6 +33,32 @@ pub async fn ensure_space(conn: &mut PgConnection, space: &crate::domain::Space)
     )
     .fetch_one(conn)
     .await
+}
+
+/// Counts stored chunks of a space, and makes its vector index once search has a use for it;
+/// answers whether it was made now.
+///
+/// Not for the transaction of an effect: while the index is built, nobody writes chunks. When
+/// writers keep it from beginning, the next count tries again; until then search is slower.
+pub async fn count_into_index(db: &PgPool, space: i32, more: usize) -> sqlx::Result<bool> {
+    let due = sqlx::query_scalar!(
+        r#"SELECT gristmill.count_chunks($1, $2, $3) AS "due!""#,
+        space,
+        more as i64,
+        EXACT_UP_TO
+    )
+    .fetch_one(db)
+    .await?;
+    if !due {
+        return Ok(false);
+    }
+    let made = sqlx::query_scalar!(r#"SELECT gristmill.ensure_index($1, $2) AS "made!""#, space, EXACT_UP_TO)
+        .fetch_one(db)
+        .await;
+    match made {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(LOCK_NOT_AVAILABLE) => Ok(false),
+        made => made,
+    }
 }
 
 /// Which chunks of a generation are stored: the checkpoint a restart goes on from.

@@ -2,6 +2,7 @@
 
 use crate::domain::{TextFacts, WorkspaceId};
 use crate::store::decoded;
+use crate::store::leftovers::Place;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
@@ -56,12 +57,12 @@ pub struct NewExtraction<'a> {
     pub facts: &'a TextFacts,
 }
 
-/// Stores where a text lies; a twin that was faster keeps its row.
+/// Stores where a text lies, and answers with what is stored: a twin that was faster keeps its row.
 pub async fn record(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
     new: &NewExtraction<'_>,
-) -> sqlx::Result<Uuid> {
+) -> sqlx::Result<Extraction> {
     sqlx::query!(
         "INSERT INTO gristmill.extractions (workspace_id, sha256, extractor, bucket, key, facts)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (workspace_id, sha256, extractor) DO NOTHING",
@@ -74,26 +75,16 @@ pub async fn record(
     )
     .execute(&mut *conn)
     .await?;
-    sqlx::query_scalar!(
-        "SELECT id FROM gristmill.extractions WHERE sha256 = $1 AND extractor = $2",
-        new.sha256,
-        new.extractor
+    find(conn, new.sha256, new.extractor).await?.ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Forgets the texts of these bytes; their objects, which lie at the answered places, are the caller's.
+pub async fn delete(conn: &mut PgConnection, sha256: &str) -> sqlx::Result<Vec<Place>> {
+    sqlx::query_as!(
+        Place,
+        "DELETE FROM gristmill.extractions WHERE sha256 = $1 RETURNING bucket, key",
+        sha256
     )
-    .fetch_one(conn)
+    .fetch_all(conn)
     .await
-}
-
-/// Where every text of these bytes lies.
-pub async fn of_bytes(db: impl PgExecutor<'_>, sha256: &str) -> sqlx::Result<Vec<(String, String)>> {
-    let rows = sqlx::query!("SELECT bucket, key FROM gristmill.extractions WHERE sha256 = $1", sha256)
-        .fetch_all(db)
-        .await?;
-    Ok(rows.into_iter().map(|row| (row.bucket, row.key)).collect())
-}
-
-/// Forgets the texts of these bytes; their objects are the caller's.
-pub async fn delete(conn: &mut PgConnection, sha256: &str) -> sqlx::Result<u64> {
-    let done =
-        sqlx::query!("DELETE FROM gristmill.extractions WHERE sha256 = $1", sha256).execute(conn).await?;
-    Ok(done.rows_affected())
 }

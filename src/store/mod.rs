@@ -5,11 +5,16 @@
 //! [`enter`](crate::queue::Lease::enter) or [`tenant`] set, and without one it sees no rows.
 
 pub mod attachments;
+pub mod bytes;
 pub mod chunks;
+pub mod doctor;
 pub mod events;
 pub mod extractions;
 pub mod generations;
+pub mod invariants;
 pub mod jobs;
+pub mod leftovers;
+pub mod migrations;
 pub mod outcomes;
 pub mod reports;
 pub mod resources;

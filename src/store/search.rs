@@ -15,8 +15,10 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 /// Scopes up to so many chunks are compared one by one: exact, and quicker than asking an index
-/// that holds everybody's vectors to find the few that pass the filter.
-const EXACT_UP_TO: i64 = 5_000;
+/// that holds everybody's vectors to find the few that pass the filter. A space gets its index at
+/// the same number ([`count_into_index`](super::chunks::count_into_index)): a scope beyond it that
+/// spreads over spaces without one has less than this in each, and those are compared one by one.
+pub(super) const EXACT_UP_TO: i64 = 5_000;
 /// What pgvector's `hnsw.ef_search` can be.
 const EF_SEARCH: std::ops::RangeInclusive<u32> = 1..=1_000;
 

@@ -61,3 +61,13 @@ pub async fn delete(db: &PgPool, workspace: WorkspaceId) -> sqlx::Result<()> {
     sqlx::query!("DELETE FROM gristmill.workspaces WHERE id = $1", workspace.0).execute(db).await?;
     Ok(())
 }
+
+/// The workspace of this id, or of this name in the chat layer; as the owner, who sees them all.
+pub async fn find_workspace(db: &PgPool, name_or_id: &str) -> sqlx::Result<Option<WorkspaceId>> {
+    let found = sqlx::query_scalar!(
+        "SELECT id FROM gristmill.workspaces WHERE external_id = $1 OR id::text = lower($1)
+         ORDER BY external_id IS NOT DISTINCT FROM $1 DESC LIMIT 1",
+        name_or_id
+    );
+    Ok(found.fetch_optional(db).await?.map(WorkspaceId))
+}

@@ -8,22 +8,22 @@ use std::process::{Command, Output, Stdio};
 
 mod onnx;
 
-fn gristmill(arguments: &[&str], data: &Path) -> Command {
+pub fn gristmill(arguments: &[&str], data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
     command.args(arguments).env_remove("DATABASE_URL").env("GRISTMILL__EMBEDDED__DATA_DIR", data);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-fn complained(output: &Output) -> String {
+pub fn complained(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: &[&str] = &[
     "",
     "up",
     "worker",
@@ -33,6 +33,20 @@ const COMMANDS: [&str; 14] = [
     "forget",
     "enqueue",
     "jobs",
+    "jobs list",
+    "jobs stats",
+    "jobs show",
+    "jobs explain",
+    "jobs dead",
+    "jobs retry",
+    "jobs cancel",
+    "limits",
+    "limits list",
+    "limits set",
+    "limits pause",
+    "limits clear",
+    "doctor",
+    "verify",
     "demo",
     "eval",
     "eval-docs",
@@ -128,5 +142,27 @@ async fn a_job_is_queued_once_for_its_key_and_listed(db: PgPool) -> anyhow::Resu
     let wrong = run(&["enqueue", "fetch", "{no json"])?;
     assert_eq!(wrong.status.code(), Some(1));
     assert!(complained(&wrong).contains("JSON"), "{}", complained(&wrong));
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_limit_is_set_paused_listed_and_cleared(db: PgPool) -> anyhow::Result<()> {
+    let data = tempfile::tempdir()?;
+    let run = |arguments: &[&str]| {
+        gristmill(&[&["limits"], arguments].concat(), data.path()).env("DATABASE_URL", address(&db)).output()
+    };
+    let name = ["platform:openai", "gpt-x"];
+    assert!(run(&["set", name[0], name[1], "--requests", "600", "--tokens", "90000"])?.status.success());
+    assert!(
+        said(&run(&["pause", name[0], name[1], "60", "--why", "maintenance"])?).starts_with("paused until ")
+    );
+    let listed = said(&run(&["list"])?);
+    for word in [name[0], name[1], "600", "90000", "maintenance"] {
+        assert!(listed.contains(word), "{word} in {listed}");
+    }
+    assert!(run(&["clear", name[0], name[1]])?.status.success());
+    assert!(!said(&run(&["list"])?).contains(name[0]));
+    assert_eq!(run(&["clear", name[0], name[1]])?.status.code(), Some(2), "there is none");
+    assert_eq!(run(&["set", name[0], name[1], "--requests", "0"])?.status.code(), Some(2));
     Ok(())
 }

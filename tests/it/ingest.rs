@@ -24,6 +24,7 @@ use uuid::Uuid;
 mod forget;
 mod refused;
 mod remote;
+mod twins;
 
 /// Several chunks of prose; a word of each paragraph is its own.
 fn prose(paragraphs: usize) -> String {
@@ -37,7 +38,7 @@ fn prose(paragraphs: usize) -> String {
     (0..paragraphs).map(paragraph).collect::<Vec<_>>().join("\n\n")
 }
 
-fn upload<'a>(bucket: &'a str, key: &'a str, name: &'a str) -> NewAttachment<'a> {
+pub fn upload<'a>(bucket: &'a str, key: &'a str, name: &'a str) -> NewAttachment<'a> {
     NewAttachment {
         origin: Origin::Upload,
         bucket,
@@ -51,12 +52,12 @@ fn upload<'a>(bucket: &'a str, key: &'a str, name: &'a str) -> NewAttachment<'a>
 }
 
 impl World {
-    fn bucket(&self) -> &str {
+    pub fn bucket(&self) -> &str {
         &self.ctx.settings.objects.bucket
     }
 
     /// Puts bytes into the bucket, as a browser with a signed URL does.
-    async fn put(&self, key: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    pub async fn put(&self, key: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), bytes)?;
         self.ctx.objects.upload(self.bucket(), key, file.path(), None).await?;
@@ -77,7 +78,7 @@ impl World {
     }
 
     /// The row and the job that a chat layer writes in one transaction.
-    async fn attach(&self, of: WorkspaceId, new: &NewAttachment<'_>) -> anyhow::Result<AttachmentId> {
+    pub async fn attach(&self, of: WorkspaceId, new: &NewAttachment<'_>) -> anyhow::Result<AttachmentId> {
         let mut tx = gristmill::store::tenant(&self.ctx.db, of).await?;
         let attachment = attachments::insert(&mut tx, of, new).await?;
         enqueue(&mut tx, of, &Fetch { attachment }).await?;
@@ -96,7 +97,7 @@ impl World {
     }
 
     /// Uploads, and works until nothing is left to do.
-    async fn ingest(&self, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
+    pub async fn ingest(&self, name: &str, bytes: &[u8]) -> anyhow::Result<AttachmentId> {
         let id = self.upload(name, bytes).await?;
         self.work(every_kind).await?;
         Ok(id)

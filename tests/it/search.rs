@@ -1,8 +1,10 @@
 //! Search over hand-made chunks: scores, scopes, citations, and what must never be found.
 
+mod vectors;
+
 use gristmill::domain::{ConversationId, GenerationId, ResourceId, Space, ToolId, WorkspaceId};
 use gristmill::store::chunks::{self, NewChunk};
-use gristmill::store::search::{Filters, Fusion, Hit, MARKS, Mode, Probe, Query, explain, highlight, search};
+use gristmill::store::search::{Filters, Fusion, Hit, MARKS, Mode, Probe, Query, highlight, search};
 use gristmill::store::{self, Tx, tenants};
 use serde_json::json;
 use sqlx::{PgPool, query, query_scalar};
@@ -388,37 +390,5 @@ async fn a_document_takes_no_more_places_than_its_cap(db: PgPool) -> anyhow::Res
     let capped = shelf.ask(&Query { per_document: 1, top_k: 2, ..words("stone") }).await?;
     assert_eq!(names(&capped), ["long", "short"], "the cap comes before the cut");
     assert_eq!(capped[0].chunk, all[0].chunk, "its best chunk");
-    Ok(())
-}
-
-/// Above 5,000 chunks the vector index is asked; up to there each vector is compared.
-#[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn a_large_scope_is_searched_by_the_vector_index(db: PgPool) -> anyhow::Result<()> {
-    let shelf = Shelf::new(&db, "acme").await?;
-    let turn = |n: usize| {
-        let angle = n as f32 / 5_100.0 * 3.0;
-        [angle.cos(), angle.sin(), 0.0, 0.0]
-    };
-    let texts: Vec<String> = (0..5_100).map(|n| format!("stone {n}")).collect();
-    let rows: Vec<(&str, [f32; 4])> =
-        texts.iter().enumerate().map(|(n, text)| (text.as_str(), turn(n))).collect();
-    for (number, of_document) in rows.chunks(30).enumerate() {
-        shelf.add(&format!("book {number}"), Place::default(), of_document).await?;
-    }
-    query("ANALYZE gristmill.chunks").execute(&db).await?;
-    query("ANALYZE gristmill.resources").execute(&db).await?;
-    let question = Query { mode: Mode::Dense(shelf.probe(&EAST)), candidates: 20, ..words("") };
-
-    let mut tx = shelf.tx().await?;
-    let plan = explain(&mut tx, &question, false).await?;
-    assert!(plan.contains("chunks_hnsw_"), "{plan}");
-    let plan = explain(&mut tx, &question, true).await?;
-    assert!(!plan.contains("chunks_hnsw_"), "{plan}");
-
-    let hits = search(&mut tx, &question).await?;
-    let found: Vec<&str> = hits.iter().map(|hit| hit.content.as_str()).collect();
-    assert_eq!(found, texts[..10].iter().map(String::as_str).collect::<Vec<_>>());
-    let ef: String = query_scalar("SELECT current_setting('hnsw.ef_search')").fetch_one(&mut *tx).await?;
-    assert_eq!(ef, "100", "the index was asked, and as widely as the question says");
     Ok(())
 }

@@ -123,7 +123,7 @@ fn dense(query: &Query<'_>, exact: bool) -> String {
     )
 }
 
-/// The distance as the space's index has it: see `gristmill.ensure_space`.
+/// The distance as the space's index has it: see `gristmill.ensure_index`.
 fn indexed_distance(dimensions: usize) -> String {
     let kind = if dimensions <= 2000 { "vector" } else { "halfvec" };
     format!("c.embedding::{kind}({dimensions}) <=> $1::vector::{kind}({dimensions})")

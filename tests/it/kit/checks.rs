@@ -1,8 +1,10 @@
 //! The invariants as SQL: each query names what breaks one, and answers nothing when all is well.
 //!
-//! They hold at rest, after every fault; the numbers are those of the catalogue the tests follow.
+//! What `gristmill verify` looks for holds at any moment; these here hold at rest, after every
+//! fault. The numbers are those of the catalogue the tests follow.
 
-use sqlx::PgConnection;
+use gristmill::store::invariants::{self, Patience};
+use sqlx::{Connection, PgConnection};
 
 /// What must hold, and a query for whatever breaks it.
 const INVARIANTS: [(&str, &str); 10] = [
@@ -72,10 +74,16 @@ const INVARIANTS: [(&str, &str); 10] = [
 
 /// Everything that breaks an invariant, in words; empty when all is well.
 pub async fn violations(owner: &mut PgConnection) -> anyhow::Result<Vec<String>> {
-    let mut found = Vec::new();
+    let mut tx = owner.begin().await?;
+    // At rest nothing takes its time any more.
+    let patience = Patience { lease_seconds: 0.0, stuck_seconds: 0.0 };
+    let broken = invariants::check_in(&mut tx, patience, 20).await?;
+    let mut found: Vec<_> =
+        broken.iter().map(|v| format!("verify: {} {}: {}", v.invariant, v.id, v.detail)).collect();
     for (name, sql) in INVARIANTS {
-        let broken: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *owner).await?;
+        let broken: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *tx).await?;
         found.extend(broken.into_iter().map(|what| format!("{name}: {what}")));
     }
+    tx.rollback().await?;
     Ok(found)
 }

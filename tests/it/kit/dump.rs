@@ -8,6 +8,8 @@
 //! - how often and by whom a job was tried (attempts, epoch, worker), and generated numbers
 //!   (identity columns, the space's id), which leave gaps when a transaction is rolled back;
 //!   rows of tables with such a number stay in its order;
+//! - the part of a text object's key that names the attempt which stored it;
+//! - `chunks_seen` of a space, a count that a crash may leave short;
 //! - the progress events of an index between its first chunk and its last, told once a second
 //!   at most, so that their number is a matter of speed;
 //! - who is there right now (`workers`), what goes on by the clock (`schedules`), the system's
@@ -19,7 +21,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::HashMap;
 
 const TABLES_LEFT_OUT: [&str; 5] = ["_sqlx_migrations", "workers", "schedules", "kinds", "leaders"];
-const COLUMNS_LEFT_OUT: [&str; 5] = ["attempts", "epoch", "worker", "xid", "space_id"];
+const COLUMNS_LEFT_OUT: [&str; 6] = ["attempts", "epoch", "worker", "xid", "space_id", "chunks_seen"];
 const SYSTEM: &str = "00000000-0000-0000-0000-000000000001";
 /// Longer texts stand as their hash.
 const LONG: usize = 200;
@@ -94,10 +96,20 @@ fn cell(value: &Value, kind: &str) -> String {
         return "set".into();
     }
     let text = match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => without_attempt(text),
         other => other.to_string(),
     };
     if text.len() > LONG { format!("sha256:{}", &hex::encode(Sha256::digest(text))[..16]) } else { text }
+}
+
+/// The key of an extracted text, whichever attempt stored it: `texts/SHA256-ATTEMPT.txt`.
+pub fn without_attempt(key: &str) -> String {
+    match key.rsplit_once('-') {
+        Some((bytes, attempt)) if key.contains("/texts/") && attempt.ends_with(".txt") => {
+            format!("{bytes}.txt")
+        }
+        _ => key.to_owned(),
+    }
 }
 
 fn is_systems(row: &Value) -> bool {

@@ -20,7 +20,7 @@ fn ask(kinds: &[&str], workspace_cap: i32) -> Ask {
 }
 
 impl World {
-    async fn tenant(&self, name: &str, jobs: i32) -> anyhow::Result<WorkspaceId> {
+    async fn crowd(&self, name: &str, jobs: i32) -> anyhow::Result<WorkspaceId> {
         let mut conn = self.admin.acquire().await?;
         let workspace = gristmill::store::tenants::ensure_workspace(&mut conn, name).await?;
         self.fill(workspace, "act", jobs).await?;
@@ -51,7 +51,7 @@ async fn a_workspace_of_weight_three_gets_three_turns_for_each_of_its_neighbours
     db: PgPool,
 ) -> anyhow::Result<()> {
     let world = world(db).await?;
-    let (heavy, light) = (world.tenant("heavy", 100).await?, world.tenant("light", 100).await?);
+    let (heavy, light) = (world.crowd("heavy", 100).await?, world.crowd("light", 100).await?);
     sqlx::query("INSERT INTO gristmill.shares (workspace_id, weight) VALUES ($1, 3)")
         .bind(heavy.0)
         .execute(&world.admin)
@@ -70,9 +70,9 @@ async fn a_workspace_of_weight_three_gets_three_turns_for_each_of_its_neighbours
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn the_caps_of_a_kind_and_of_a_workspace_hold_over_claims_at_once(db: PgPool) -> anyhow::Result<()> {
     let world = std::sync::Arc::new(world(db).await?);
-    let small = world.tenant("small", 50).await?;
+    let small = world.crowd("small", 50).await?;
     for n in 0..4 {
-        let other = world.tenant(&format!("other {n}"), 0).await?;
+        let other = world.crowd(&format!("other {n}"), 0).await?;
         world.fill(other, "scan", 50).await?;
     }
     world.change("UPDATE gristmill.kinds SET in_flight_cap = 7 WHERE kind = 'scan'").await?;

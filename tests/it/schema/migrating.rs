@@ -66,6 +66,20 @@ async fn migrating_again_changes_nothing(db: PgPool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Since 0013 a vector space begins without an index; those that have one keep it.
+#[sqlx::test(migrations = false)]
+async fn a_vector_index_that_was_there_before_stays_and_is_made_once(db: PgPool) -> anyhow::Result<()> {
+    MIGRATOR.run_to(11, &db).await?;
+    let space: i32 =
+        sqlx::query_scalar("SELECT gristmill.ensure_space('a-model', '1', 3)").fetch_one(&db).await?;
+    MIGRATOR.run(&db).await?;
+    let looks = "SELECT to_regclass('gristmill.chunks_hnsw_1') IS NOT NULL, gristmill.count_chunks($1, 9, 1),
+                        gristmill.ensure_index($1, 0)";
+    let looked: (bool, bool, bool) = sqlx::query_as(looks).bind(space).fetch_one(&db).await?;
+    assert_eq!((space, looked), (1, (true, false, false)));
+    Ok(())
+}
+
 /// A product that runs sqlx migrations of its own in this database keeps its ledger to itself.
 #[sqlx::test(migrations = false)]
 async fn a_products_own_migrations_do_not_meet_ours(db: PgPool) -> anyhow::Result<()> {
