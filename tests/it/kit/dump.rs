@@ -105,7 +105,7 @@ fn cell(value: &Value, kind: &str) -> String {
 /// The key of an extracted text, whichever attempt stored it: `texts/SHA256-ATTEMPT.txt`.
 pub fn without_attempt(key: &str) -> String {
     match key.rsplit_once('-') {
-        Some((bytes, attempt)) if key.contains("/texts/") && attempt.ends_with(".txt") => {
+        Some((bytes, attempt)) if key.contains("/texts/") && attempt.strip_suffix(".txt").is_some() => {
             format!("{bytes}.txt")
         }
         _ => key.to_owned(),
