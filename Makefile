@@ -10,10 +10,13 @@ CARGO ?= cargo
 DOCS ?=
 # Arguments for the test runner: make test T='queue'
 T ?=
+# How long the storm of `make chaos` lasts, and what decides its faults (empty: chance).
+MINUTES ?= 10
+SEED ?=
 WITH_POSTGRES := PYTHON='$(PYTHON)' .make/with-postgres.sh
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help deps demo test bench fmt lint doc prepare prepare-check clean need-cargo
+.PHONY: help deps demo test chaos bench fmt lint doc prepare prepare-check clean need-cargo
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,6 +34,15 @@ ifeq ($(NEXTEST),yes)
 	@$(WITH_POSTGRES) bash -c '$(CARGO) test -q --doc && $(CARGO) nextest run $(T)'
 else
 	@$(WITH_POSTGRES) bash -c '$(CARGO) test --all-targets $(T) && $(CARGO) test -q --doc'
+endif
+
+chaos: export GRISTMILL_CHAOS_MINUTES := $(MINUTES)
+chaos: export GRISTMILL_CHAOS_SEED := $(SEED)
+chaos: deps need-cargo ## a fault at every message, then a storm of them (MINUTES=10 SEED=n T=sweep|storm)
+ifeq ($(NEXTEST),yes)
+	@$(WITH_POSTGRES) $(CARGO) nextest run --profile chaos --run-ignored only --no-capture -E 'test(/^chaos::$(T)/)'
+else
+	@$(WITH_POSTGRES) $(CARGO) test --test it chaos::$(T) -- --ignored --nocapture --test-threads 1
 endif
 
 bench: deps need-cargo ## the embed job against raw ONNX Runtime

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
 
+mod chaos;
 mod child;
 mod cli;
+mod controls;
 mod crash;
 mod doctor;
 mod embed;
@@ -15,7 +17,9 @@ mod heavy;
 mod helper_programs;
 mod hostile;
 mod ingest;
+mod kit;
 mod limits;
+mod model;
 mod objects;
 mod operate;
 mod payloads;
