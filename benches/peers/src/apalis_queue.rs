@@ -4,6 +4,7 @@
 
 use crate::figures::{Asked, Figures, Meter, beat};
 use crate::{Order, System, Task};
+use apalis::layers::WorkerBuilderExt;
 use apalis::prelude::{BoxDynError, Data, TaskSink, WorkerBuilder, WorkerContext};
 use apalis_core::backend::ext::BackendExt;
 use apalis_postgres::{Config, PgPool, PostgresStorage};
