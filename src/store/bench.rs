@@ -139,3 +139,57 @@ pub async fn lean_acknowledge(db: &PgPool, by: &str, ids: &[i64]) -> sqlx::Resul
         .await?;
     Ok(())
 }
+
+/// What the jobs take on disk, and what the statistics say of their rows.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Extent {
+    pub rows: i64,
+    pub dead_rows: i64,
+    pub table_bytes: i64,
+    pub index_bytes: i64,
+}
+
+/// The size of the jobs' table and its indexes.
+pub async fn extent(db: &PgPool) -> sqlx::Result<Extent> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM gristmill.jobs), coalesce(s.n_dead_tup, 0),
+                pg_table_size('gristmill.jobs'), pg_indexes_size('gristmill.jobs')
+         FROM pg_stat_user_tables AS s WHERE s.relid = 'gristmill.jobs'::regclass",
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(Extent { rows: row.get(0), dead_rows: row.get(1), table_bytes: row.get(2), index_bytes: row.get(3) })
+}
+
+/// Removes jobs that were over `age_seconds` ago, in batches; answers how many.
+pub async fn prune(db: &PgPool, age_seconds: f64) -> sqlx::Result<i64> {
+    let has_function: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'prune' AND pronamespace = 'gristmill'::regnamespace)",
+    )
+    .fetch_one(db)
+    .await?;
+    let statement = if has_function {
+        "SELECT gristmill.prune($1 * interval '1 s', $1 * interval '1 s', 5000)"
+    } else {
+        "WITH gone AS (
+             DELETE FROM gristmill.jobs WHERE id = ANY (ARRAY(
+                 SELECT id FROM gristmill.jobs WHERE finished_at < now() - $1 * interval '1 s'
+                 ORDER BY finished_at LIMIT 5000 FOR UPDATE SKIP LOCKED))
+             RETURNING 1)
+         SELECT count(*) FROM gone"
+    };
+    let mut pruned = 0;
+    loop {
+        let gone: i64 = sqlx::query_scalar(statement).bind(age_seconds).fetch_one(db).await?;
+        pruned += gone;
+        if gone == 0 {
+            return Ok(pruned);
+        }
+    }
+}
+
+/// What autovacuum does to the jobs in its own time.
+pub async fn vacuum_jobs(db: &PgPool) -> sqlx::Result<()> {
+    sqlx::query("VACUUM (ANALYZE) gristmill.jobs").execute(db).await?;
+    Ok(())
+}

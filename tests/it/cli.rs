@@ -23,7 +23,7 @@ fn complained(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "",
     "up",
     "worker",
@@ -38,6 +38,7 @@ const COMMANDS: [&str; 14] = [
     "eval-docs",
     "bench",
     "bench embed",
+    "bench queue",
 ];
 
 #[test]

@@ -5,6 +5,7 @@
 //! every task of every system has a fresh database, which is dropped at the end.
 
 mod bare;
+mod bloat;
 mod figures;
 mod ground;
 mod ours;
@@ -28,9 +29,9 @@ use task::{Size, Task};
 /// Arguments of `bench queue`.
 #[derive(Debug, clap::Args)]
 pub struct Queue {
-    /// Jobs of a drain.
-    #[arg(long, default_value_t = 20_000)]
-    jobs: usize,
+    /// Jobs of a drain; with --bloat, of all its waves [default: 20000, with --bloat 1000000].
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Rounds; medians are told.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -49,6 +50,9 @@ pub struct Queue {
     /// Only these tasks.
     #[arg(long, value_delimiter = ',', default_values = ["drain", "latency", "idle", "enqueue"])]
     tasks: Vec<String>,
+    /// How large the table grows while a million jobs pass through it, and what pruning leaves.
+    #[arg(long, conflicts_with_all = ["peers", "tasks", "rounds"])]
+    bloat: bool,
     /// The figures as JSON.
     #[arg(long)]
     json: bool,
@@ -74,18 +78,38 @@ impl Queue {
     pub(super) async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
         let url = house.settings.database.url.as_ref().context("set DATABASE_URL")?.expose_secret();
         let mut server = Server::new(url)?;
-        let measured = tokio::select! {
-            measured = self.measure(house, &mut server) => Some(measured),
+        let told = tokio::select! {
+            told = self.told(house, &mut server) => Some(told),
             _ = tokio::signal::ctrl_c() => None,
         };
         server.clear().await?;
-        let report = measured.context("interrupted")??;
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&report.json())?);
-        } else {
-            println!("{report}");
-        }
+        println!("{}", told.context("interrupted")??);
         Ok(ExitCode::SUCCESS)
+    }
+
+    async fn told(&self, house: &House, server: &mut Server) -> anyhow::Result<String> {
+        if self.bloat {
+            let about = bench::server(&mut server.connect().await?).await?;
+            let ground = server.lay().await?;
+            let stages = bloat::measure(&ground, &house.settings, &self.size()).await?;
+            return Ok(if self.json {
+                serde_json::to_string_pretty(&serde_json::json!({ "server": about, "stages": stages }))?
+            } else {
+                bloat::tell(&stages, &about)
+            });
+        }
+        let report = self.measure(house, server).await?;
+        Ok(if self.json { serde_json::to_string_pretty(&report.json())? } else { report.to_string() })
+    }
+
+    fn size(&self) -> Size {
+        Size {
+            jobs: self.jobs.unwrap_or(if self.bloat { 1_000_000 } else { 20_000 }),
+            singles: self.singles,
+            producers: PRODUCERS,
+            concurrency: self.concurrency,
+            limit_seconds: if self.bloat { 600 } else { LIMIT_SECONDS },
+        }
     }
 
     async fn measure(&self, house: &House, server: &mut Server) -> anyhow::Result<Report> {
@@ -122,7 +146,7 @@ impl Queue {
             }
         }
         drop(installed);
-        Ok(Report { server: about, rounds: self.rounds, jobs: self.jobs, standings, absent })
+        Ok(Report { server: about, rounds: self.rounds, jobs: self.size().jobs, standings, absent })
     }
 
     fn tasks(&self) -> anyhow::Result<Vec<Task>> {
@@ -142,13 +166,7 @@ impl Queue {
         server: &mut Server,
         (system, task): (&System, Task),
     ) -> anyhow::Result<Figures> {
-        let size = Size {
-            jobs: self.jobs,
-            singles: self.singles,
-            producers: PRODUCERS,
-            concurrency: self.concurrency,
-            limit_seconds: LIMIT_SECONDS,
-        };
+        let size = self.size();
         let ground = server.lay().await?;
         let figures = match system {
             System::Bare => bare::measure(&ground, task, &size).await,

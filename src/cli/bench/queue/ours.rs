@@ -89,7 +89,7 @@ fn registry() -> Registry {
 }
 
 /// A migrated database with a tenant, and the worker's handles on it.
-struct Mill {
+pub struct Mill {
     ctx: Arc<Context>,
     owner: PgPool,
     workspace: WorkspaceId,
@@ -97,7 +97,7 @@ struct Mill {
 }
 
 impl Mill {
-    async fn build(ground: &Ground, settings: &Config, size: &Size) -> anyhow::Result<Self> {
+    pub async fn build(ground: &Ground, settings: &Config, size: &Size) -> anyhow::Result<Self> {
         let owner = ground.pool().await?;
         crate::MIGRATOR.run(&owner).await?;
         let workspace = tenants::ensure_workspace(&mut *owner.acquire().await?, "bench").await?;
@@ -113,7 +113,12 @@ impl Mill {
         Ok(Self { ctx: Arc::new(ctx), owner, workspace, _folder: folder })
     }
 
-    async fn close(self) {
+    /// The pool of whoever logs in: sees every tenant.
+    pub fn owner(&self) -> &PgPool {
+        &self.owner
+    }
+
+    pub async fn close(self) {
         self.ctx.db.close().await;
         self.owner.close().await;
     }
@@ -159,7 +164,8 @@ async fn produce<P: Payload>(mill: &Mill, size: &Size, payload: fn(Asked) -> P) 
     Ok(per_second(share * size.producers, start))
 }
 
-async fn drain(mill: &Mill, ending: Ending, size: &Size) -> anyhow::Result<Figures> {
+/// Enqueues `size.jobs` in bulk, then works them off.
+pub async fn drain(mill: &Mill, ending: Ending, size: &Size) -> anyhow::Result<Figures> {
     let kind = match ending {
         Ending::Batched => Noop::KIND,
         Ending::OwnTransaction => Effect::KIND,

@@ -77,7 +77,7 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 struct Goal {
     what: String,
-    goal: String,
+    bound: String,
     measured: f64,
     met: bool,
 }
@@ -98,7 +98,7 @@ impl Report {
             let ratio = self.of(name).and_then(|to| self.ratio(|s| &s.drain_per_second, to));
             goals.extend(ratio.map(|measured| Goal {
                 what: format!("drain, as a ratio to {name}"),
-                goal: format!(">= {goal}"),
+                bound: format!(">= {goal}"),
                 measured,
                 met: measured >= goal,
             }));
@@ -106,14 +106,14 @@ impl Report {
         let p50 = self.of(BARE).and_then(|bare| self.ratio(|s| &s.p50_ms, bare));
         goals.extend(p50.map(|measured| Goal {
             what: "enqueue to start at 200/s, p50 as a ratio to the bare LISTEN loop".into(),
-            goal: format!("<= {P50_GOAL}"),
+            bound: format!("<= {P50_GOAL}"),
             measured,
             met: measured <= P50_GOAL,
         }));
         let p99 = self.of(OURS).and_then(|ours| median(&ours.p99_ms));
         goals.extend(p99.map(|measured| Goal {
             what: "enqueue to start at 200/s, p99 in ms".into(),
-            goal: format!("<= {P99_GOAL}"),
+            bound: format!("<= {P99_GOAL}"),
             measured,
             met: measured <= P99_GOAL,
         }));
@@ -194,7 +194,7 @@ impl std::fmt::Display for Report {
         let mut goals = table(["goal", "", "measured", ""]);
         for goal in self.goals() {
             let met = if goal.met { "met" } else { "missed" };
-            goals.add_row([goal.what, goal.goal, format!("{:.2}", goal.measured), met.into()]);
+            goals.add_row([goal.what, goal.bound, format!("{:.2}", goal.measured), met.into()]);
         }
         write!(f, "\n{goals}")?;
         for Absent { name, reason } in &self.absent {
