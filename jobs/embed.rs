@@ -22,6 +22,7 @@ use crate::store::{Tx, chunks, resources};
 use anyhow::anyhow;
 use batch::{Batch, Source};
 use futures::stream::{self, StreamExt};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::HashSet;
@@ -36,7 +37,7 @@ const IN_HAND: usize = 4;
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Embeds one generation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Embed {
     pub generation: GenerationId,
 }

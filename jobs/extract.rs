@@ -18,13 +18,14 @@ use crate::store::extractions::{self, Extraction, NewExtraction};
 use crate::store::outcomes::{self, Reason};
 use crate::store::{Tx, generations, resources, verdicts};
 use anyhow::anyhow;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 /// Extracts one attachment's text.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Extract {
     pub attachment: AttachmentId,
 }

@@ -13,12 +13,13 @@ use crate::store::Tx;
 use crate::store::attachments::{self, Attachment, Stored};
 use crate::store::outcomes::{self, Reason};
 use anyhow::anyhow;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
 
 /// Brings or looks at one attachment's bytes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Fetch {
     pub attachment: AttachmentId,
 }

@@ -12,6 +12,7 @@ use crate::queue::Payload;
 use crate::store::attachments::{self, Attachment};
 use crate::store::events::{Event, announce};
 use crate::store::{chunks, extractions, generations, verdicts};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 const CHUNKS_AT_ONCE: i64 = 2000;
 
 /// What is to be forgotten.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Forget {
     Attachment(AttachmentId),

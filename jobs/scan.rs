@@ -17,6 +17,7 @@ use crate::store::attachments::{self, Attachment};
 use crate::store::outcomes::{self, Reason};
 use crate::store::verdicts::{self, Verdict};
 use anyhow::anyhow;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
@@ -26,7 +27,7 @@ use std::time::Duration;
 const CLAMD_PAUSE: Duration = Duration::from_secs(5);
 
 /// Scans one attachment.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Scan {
     pub attachment: AttachmentId,
 }

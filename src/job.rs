@@ -83,6 +83,7 @@ impl From<EnqueueError> for JobError {
     fn from(error: EnqueueError) -> Self {
         match error {
             EnqueueError::Payload(error) => Self::fatal("bad_payload", error),
+            EnqueueError::Refused { .. } => Self::fatal("bad_payload", error),
             EnqueueError::Database(error) => error.into(),
         }
     }

@@ -55,6 +55,7 @@ impl House {
         let db = self.owner().await?;
         let before = applied(&db).await;
         crate::MIGRATOR.run(&db).await?;
+        crate::runtime::every_kind().publish(&db).await?;
         let after = applied(&db).await;
         db.close().await;
         Ok(after - before)
@@ -70,6 +71,7 @@ impl House {
     pub async fn context(&self) -> anyhow::Result<Arc<Context>> {
         let program = std::env::current_exe().context("this program does not know its own path")?;
         let ctx = Context::open(self.settings.clone(), program).await?;
+        crate::runtime::every_kind().publish(&ctx.db).await?;
         if self.store.is_some() {
             ctx.objects.ensure_bucket(&self.settings.objects.bucket).await?;
         }

@@ -170,7 +170,9 @@ impl Enqueue {
         let payload = serde_json::from_str(&self.payload).context("the payload is no JSON")?;
         let workspace = self.tenant.find(house).await?;
         let db = crate::store::connect(&house.settings.database).await?;
-        let (job, new) = jobs::enqueue_raw(&db, workspace, &self.kind, &payload, self.key.as_deref()).await?;
+        every_kind().publish(&db).await?;
+        let queued = jobs::enqueue_raw(&db, workspace, &self.kind, &payload, self.key.as_deref()).await;
+        let (job, new) = queued.map_err(crate::queue::EnqueueError::from)?;
         println!("{job}{}", if new { "" } else { " (it was there already)" });
         Ok(ExitCode::SUCCESS)
     }

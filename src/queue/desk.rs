@@ -3,8 +3,7 @@
 //! Only `runtime` calls this. Each call is one statement, so nothing here needs a transaction.
 
 use crate::domain::{JobId, WorkspaceId};
-use crate::queue::Lease;
-use sqlx::postgres::types::PgInterval;
+use crate::queue::{Lane, Lease, interval};
 use sqlx::{PgConnection, PgPool};
 use std::time::Duration;
 use uuid::Uuid;
@@ -20,6 +19,15 @@ pub struct Claimed {
     pub max_attempts: i32,
     /// What the last attempt, or its rescue, left to say.
     pub reason: Option<String>,
+    /// Somebody asked for its end: it is only to be told so.
+    pub cancel_requested: bool,
+}
+
+/// Where a lane's round over the workspaces stands: whose turn it is and how many are left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    pub workspace: Uuid,
+    pub turns_left: i32,
 }
 
 /// Which jobs a worker asks for.
@@ -27,7 +35,7 @@ pub struct Claimed {
 pub struct Ask {
     /// Unique to this start of this process.
     pub worker: String,
-    pub lane: i32,
+    pub lane: Lane,
     pub kinds: Vec<String>,
     pub lease: Duration,
     pub workspace_cap: i32,
@@ -50,9 +58,6 @@ pub enum Outcome {
     HandedBack {
         reason: String,
     },
-    Cancelled {
-        reason: String,
-    },
 }
 
 /// The back-off written with a retry.
@@ -62,37 +67,43 @@ pub struct Backoff {
     pub ceiling: Duration,
 }
 
-fn interval(duration: Duration) -> PgInterval {
-    PgInterval { months: 0, days: 0, microseconds: duration.as_micros() as i64 }
-}
-
-/// Takes up to `want` jobs, beginning with the workspace after `after`.
-pub async fn claim(db: &PgPool, ask: &Ask, want: i32, after: Uuid) -> sqlx::Result<Vec<Claimed>> {
+/// Takes up to `want` jobs, going on with the round over the workspaces at `place`.
+pub async fn claim(db: &PgPool, ask: &Ask, want: i32, place: &mut Place) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query!(
-        r#"SELECT id AS "id!", workspace_id AS "workspace_id!", kind AS "kind!", payload AS "payload!",
-                  attempts AS "attempts!", max_attempts AS "max_attempts!", epoch AS "epoch!", reason
-           FROM gristmill.claim($1, $2, $3, $4, $5, $6, $7)"#,
+        r#"SELECT id, workspace_id, kind, payload, attempts, max_attempts, epoch, reason, cancel,
+                  place AS "place!", turns_left AS "turns_left!"
+           FROM gristmill.claim($1, $2, $3, $4, $5, $6, $7, $8)"#,
         ask.worker,
-        ask.lane,
+        ask.lane as i32,
         &ask.kinds,
         want,
-        after,
         interval(ask.lease),
         ask.workspace_cap,
+        place.workspace,
+        place.turns_left,
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Claimed {
-            lease: Lease { job: JobId(row.id), epoch: row.epoch, workspace: WorkspaceId(row.workspace_id) },
-            kind: row.kind,
-            payload: row.payload,
-            attempt: row.attempts.into(),
-            max_attempts: row.max_attempts.into(),
+    if let Some(row) = rows.first() {
+        *place = Place { workspace: row.place, turns_left: row.turns_left };
+    }
+    // The row without an id only says where the round stands.
+    let claimed = rows.into_iter().filter_map(|row| {
+        Some(Claimed {
+            lease: Lease {
+                job: JobId(row.id?),
+                epoch: row.epoch?,
+                workspace: WorkspaceId(row.workspace_id?),
+            },
+            kind: row.kind?,
+            payload: row.payload?,
+            attempt: row.attempts?,
+            max_attempts: row.max_attempts?,
             reason: row.reason,
+            cancel_requested: row.cancel?,
         })
-        .collect())
+    });
+    Ok(claimed.collect())
 }
 
 /// Writes a batch of outcomes; those whose lease moved on change nothing.
@@ -136,7 +147,6 @@ impl<'a> Columns<'a> {
                 ("SCHEDULED", Some(delay.as_millis() as i64), true, Some(reason.as_str()))
             }
             Outcome::HandedBack { reason } => ("SCHEDULED", Some(0), true, Some(reason.as_str())),
-            Outcome::Cancelled { reason } => ("CANCELLED", None, true, Some(reason.as_str())),
         };
         self.ids.push(lease.job.0);
         self.epochs.push(lease.epoch);

@@ -52,4 +52,12 @@ impl Lease {
         sqlx::query!("SELECT gristmill.bury($1, $2, $3)", self.job.0, self.epoch, why).execute(tx).await?;
         Ok(())
     }
+
+    /// Ends the job as cancelled in the transaction that tells its subject.
+    pub async fn call_off(&self, tx: &mut PgConnection, why: &str) -> Result<(), Fence> {
+        sqlx::query!("SELECT gristmill.bury($1, $2, $3, 'CANCELLED')", self.job.0, self.epoch, why)
+            .execute(tx)
+            .await?;
+        Ok(())
+    }
 }

@@ -29,6 +29,8 @@ enum End {
     /// The subject ends with this reason and the job is done.
     Conclude(Why),
     Bury(Why),
+    /// Somebody asked for its end.
+    CallOff,
     /// Nothing may be written; the row is somebody else's.
     Lost,
 }
@@ -55,6 +57,9 @@ async fn work(bench: Arc<Bench>, job: Claimed) -> End {
     let Some(kind) = bench.registry.get(&job.kind) else {
         return End::Bury(why("unknown_kind", &format!("no worker knows the kind {}", job.kind)));
     };
+    if job.cancel_requested {
+        return End::CallOff;
+    }
     if job.attempt > job.max_attempts {
         // It used its attempts and its last worker died: claimed once more to be buried.
         let reason = job.reason.as_deref().unwrap_or("worker_crash: its workers died");
@@ -70,8 +75,8 @@ async fn work(bench: Arc<Bench>, job: Claimed) -> End {
             return if bench.hands.closing.is_cancelled() {
                 End::Acknowledge(Outcome::HandedBack { reason: "the worker stopped".into() })
             } else {
-                // Lost or cancelled: for a lost lease the acknowledgement changes nothing.
-                End::Acknowledge(Outcome::Cancelled { reason: "cancelled on request".into() })
+                // Lost or cancelled: with a lost lease nothing will be written.
+                End::CallOff
             };
         }
     };
@@ -95,7 +100,7 @@ fn judge(job: &Claimed, error: JobError) -> End {
             // A wait is never so short that it becomes a loop.
             End::Acknowledge(Outcome::Wait { delay: delay.max(Duration::from_millis(100)), reason })
         }
-        JobError::Cancelled => End::Acknowledge(Outcome::Cancelled { reason: "cancelled on request".into() }),
+        JobError::Cancelled => End::CallOff,
         JobError::Lost => End::Lost,
     }
 }
@@ -125,9 +130,7 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
             match &outcome {
                 Outcome::Retry { reason } => tracing::warn!(reason, "failed; will be tried again"),
                 Outcome::Wait { delay, reason } => tracing::info!(?delay, reason, "waits"),
-                Outcome::HandedBack { reason } | Outcome::Cancelled { reason } => {
-                    tracing::info!(reason, "ended");
-                }
+                Outcome::HandedBack { reason } => tracing::info!(reason, "handed back"),
                 Outcome::Done => {}
             }
             // The receiver lives until every sender is gone.
@@ -135,7 +138,7 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
         }
         End::Conclude(why) => {
             tracing::info!(code = why.code, reason = why.reason, "refused");
-            let written = give_up(bench, job, &why, false).await;
+            let written = give_up(bench, job, &why, Last::Done).await;
             settle_given_up(bench, job, &why, written);
         }
         End::Bury(why) => {
@@ -144,7 +147,12 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
                 reason = why.reason,
                 "dead: the reason stands on its row and its subject"
             );
-            let written = give_up(bench, job, &why, true).await;
+            let written = give_up(bench, job, &why, Last::Dead).await;
+            settle_given_up(bench, job, &why, written);
+        }
+        End::CallOff => {
+            let why = why("cancelled", "cancelled on request");
+            let written = give_up(bench, job, &why, Last::Cancelled).await;
             settle_given_up(bench, job, &why, written);
         }
     }
@@ -152,7 +160,11 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
 
 fn settle_given_up(bench: &Bench, job: &Claimed, why: &Why, written: Result<(), Fence>) {
     match written {
-        Ok(()) | Err(Fence::Lost) => bench.hands.release(job.lease),
+        Ok(()) => bench.hands.release(job.lease),
+        Err(Fence::Lost) => {
+            tracing::warn!("the lease was lost; nothing was written");
+            bench.hands.release(job.lease);
+        }
         Err(Fence::Database(error)) => {
             // Not written: as if the attempt had failed, so that the end is tried again.
             let reason = format!("{}: {} (could not be written: {error})", why.code, why.reason);
@@ -161,18 +173,30 @@ fn settle_given_up(bench: &Bench, job: &Claimed, why: &Why, written: Result<(), 
     }
 }
 
+/// The state a job that gave up ends in.
+#[derive(Debug, Clone, Copy)]
+enum Last {
+    Done,
+    Dead,
+    Cancelled,
+}
+
 /// Tells the subject why and ends the job, in one transaction.
-async fn give_up(bench: &Bench, job: &Claimed, why: &Why, dead: bool) -> Result<(), Fence> {
+async fn give_up(bench: &Bench, job: &Claimed, why: &Why, last: Last) -> Result<(), Fence> {
     let mut tx = crate::store::begin(&bench.ctx.db).await?;
     job.lease.enter(&mut tx).await?;
     if let Some(kind) = bench.registry.get(&job.kind) {
         (kind.gave_up)(&mut tx, job.payload.clone(), why).await?;
     }
-    if dead {
-        job.lease.bury(&mut tx, &format!("{}: {}", why.code, why.reason)).await?;
-    } else {
-        job.lease.complete(&mut tx).await?;
+    let reason = format!("{}: {}", why.code, why.reason);
+    match last {
+        Last::Done => job.lease.complete(&mut tx).await?,
+        Last::Dead => job.lease.bury(&mut tx, &reason).await?,
+        Last::Cancelled => job.lease.call_off(&mut tx, &reason).await?,
     }
     tx.commit().await?;
+    if let Last::Cancelled = last {
+        tracing::info!("cancelled on request");
+    }
     Ok(())
 }

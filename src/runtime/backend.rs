@@ -4,7 +4,7 @@
 //! of their own, so a slow job never delays them. A stop ends the stream and apalis waits for
 //! the jobs at work; what was claimed but not begun is handed back by the adapter.
 
-use crate::queue::desk::{self, Ask, Claimed};
+use crate::queue::desk::{self, Ask, Claimed, Place};
 use crate::runtime::hands::Hands;
 use apalis_core::backend::finalize::Ephemeral;
 use apalis_core::backend::{Backend, BackendConfig};
@@ -52,7 +52,7 @@ impl Leased {
 
 async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
     let Claiming { db, ask, poll, hands, bell } = claiming;
-    let mut place = Uuid::nil();
+    let mut place = Place::default();
     loop {
         let first = tokio::select! {
             biased;
@@ -66,7 +66,7 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
         }
         // Armed before the query, so a bell between query and sleep is not missed.
         let rung = bell.notified();
-        let jobs = match desk::claim(&db, &ask, permits.num_permits() as i32, place).await {
+        let jobs = match desk::claim(&db, &ask, permits.num_permits() as i32, &mut place).await {
             Ok(jobs) => jobs,
             Err(error) => {
                 tracing::warn!(%error, "claiming failed; trying again");
@@ -76,9 +76,6 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
             }
         };
         let nothing = jobs.is_empty();
-        if let Some(last) = jobs.last() {
-            place = last.lease.workspace.0;
-        }
         for job in jobs {
             // The place stays taken until the job's end is written (`Hands::release`).
             if let Some(place) = permits.split(1) {

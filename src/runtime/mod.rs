@@ -16,6 +16,7 @@ pub use registry::{Registry, every_kind};
 
 use crate::config;
 use crate::context::Context;
+use crate::queue::Lane;
 use crate::queue::desk::{Ask, Backoff, Claimed};
 use adapter::Bench;
 use apalis::prelude::{Data, WorkerBuilder};
@@ -28,8 +29,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 const BELL: &str = "gristmill_jobs";
-const BULK: i32 = 1;
-const INTERACTIVE: i32 = 0;
 
 /// A running worker; dropping it does not stop it, [`Worker::stop`] does.
 pub struct Worker {
@@ -53,11 +52,12 @@ impl Worker {
             keepers: Vec::new(),
             grace: Duration::from_secs_f64(settings.grace_seconds),
         };
+        tokio::spawn(publish(ctx.db.clone(), registries(), worker.helpers.clone()));
         let bell = Arc::new(Notify::new());
         tokio::spawn(listen(ctx.db.clone(), bell.clone(), worker.helpers.clone()));
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
-        for lane in [INTERACTIVE, BULK] {
+        for lane in [Lane::Interactive, Lane::Bulk] {
             worker.open_lane(ctx, registries(), (lane, &name), bell.clone())?;
         }
         Ok(worker)
@@ -67,7 +67,7 @@ impl Worker {
         &mut self,
         ctx: &Arc<Context>,
         registry: Registry,
-        (lane, name): (i32, &str),
+        (lane, name): (Lane, &str),
         bell: Arc<Notify>,
     ) -> anyhow::Result<()> {
         let settings = &ctx.settings.queue;
@@ -95,8 +95,10 @@ impl Worker {
             Leased::new(Claiming { db: ctx.db.clone(), ask, poll, hands: hands.clone(), bell });
         tokio::spawn(claiming);
         let bench = Arc::new(Bench { ctx: ctx.clone(), registry, hands: hands.clone(), ends });
-        let shell =
-            WorkerBuilder::new(format!("{name}-{lane}").as_str()).backend(backend).data(bench).build(handle);
+        let shell = WorkerBuilder::new(format!("{name}-{lane:?}").as_str())
+            .backend(backend)
+            .data(bench)
+            .build(handle);
         self.shells.spawn(async move {
             if let Err(error) = shell.run().await {
                 tracing::error!(%error, "a worker lane ended");
@@ -129,6 +131,17 @@ impl Worker {
 
 async fn handle(job: Claimed, bench: Data<Arc<Bench>>) {
     adapter::attempt((*bench).clone(), job).await;
+}
+
+/// Tells the database what this worker can do, as soon as it answers.
+async fn publish(db: PgPool, registry: Registry, end: CancellationToken) {
+    while let Err(error) = registry.publish(&db).await {
+        tracing::warn!(%error, "the kinds of jobs could not be published; trying again");
+        tokio::select! {
+            () = end.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
 }
 
 fn backoff(settings: &config::Queue) -> Backoff {

@@ -2,9 +2,11 @@
 
 use crate::context::Context;
 use crate::job::{Done, Job, JobError, Turn, Why};
+use crate::queue::Notice;
 use crate::store::Tx;
 use futures::future::BoxFuture;
 use serde_json::Value;
+use sqlx::PgPool;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,7 @@ pub struct Kind {
     pub(super) timeout: Duration,
     pub(super) run: Run,
     pub(super) gave_up: GaveUp,
+    notice: Notice,
 }
 
 /// Every kind by its name.
@@ -44,12 +47,19 @@ impl Registry {
                 }
             })
         });
-        self.0.insert(J::KIND, Kind { timeout: J::TIMEOUT, run, gave_up });
+        self.0.insert(J::KIND, Kind { timeout: J::TIMEOUT, run, gave_up, notice: Notice::of::<J>() });
         self
     }
 
     pub fn kinds(&self) -> Vec<String> {
         self.0.keys().map(|&kind| kind.to_owned()).collect()
+    }
+
+    /// Tells the database what these kinds are, so that they can be queued.
+    pub async fn publish(&self, db: &PgPool) -> sqlx::Result<()> {
+        let notices: Vec<Notice> = self.0.values().map(|kind| kind.notice.clone()).collect();
+        let newest = crate::MIGRATOR.iter().map(|migration| migration.version).max();
+        crate::queue::publish(db, &notices, newest.unwrap_or_default()).await
     }
 
     pub(super) fn get(&self, kind: &str) -> Option<&Kind> {

@@ -71,6 +71,7 @@ impl World {
         let embedder = gristmill::embed::Embedder::hashing(64);
         let ctx = Context::with(settings, program(), db, embedder)?;
         ctx.objects.ensure_bucket(&ctx.settings.objects.bucket).await?;
+        gristmill::runtime::every_kind().publish(&ctx.db).await?;
         Ok(Self { ctx: Arc::new(ctx), workspace, admin, _folder: folder, _store: store })
     }
 

@@ -36,7 +36,7 @@ async fn every_migration_keeps_the_rows_that_lie_in_the_tables_before_it(db: PgP
         MIGRATOR.run_to(migration.version, &db).await?;
         let after = counts(&db).await?;
         for (table, rows) in &before {
-            assert_eq!(after.get(table), Some(rows), "{table} after {}", migration.version);
+            assert!(after.get(table) >= Some(rows), "{table} after {}", migration.version);
         }
         let sql = samples(migration.version, &migration.description)?;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&db).await?;
