@@ -63,19 +63,6 @@ pub async fn vacuum_analyze(db: &PgPool) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Queues many jobs of one kind in one statement.
-pub async fn enqueue_many(
-    db: &PgPool,
-    workspace: uuid::Uuid,
-    kind: &str,
-    payloads: &[Value],
-) -> sqlx::Result<()> {
-    let statement = "SELECT count(*) FROM unnest($1::jsonb[]) AS asked (payload),
-                            gristmill.enqueue($2, asked.payload, workspace => $3)";
-    sqlx::query(statement).bind(payloads).bind(kind).bind(workspace).execute(db).await?;
-    Ok(())
-}
-
 /// Whether a job still waits or is at work.
 pub async fn unfinished(db: &PgPool) -> sqlx::Result<bool> {
     let left = "SELECT EXISTS (SELECT FROM gristmill.jobs WHERE state = 'WAITING')

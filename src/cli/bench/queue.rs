@@ -50,6 +50,9 @@ pub struct Queue {
     /// Only these tasks.
     #[arg(long, value_delimiter = ',', default_values = ["drain", "latency", "idle", "enqueue"])]
     tasks: Vec<String>,
+    /// Only systems whose name holds one of these words.
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<String>,
     /// How large the table grows while a million jobs pass through it, and what pruning leaves.
     #[arg(long, conflicts_with_all = ["peers", "tasks", "rounds"])]
     bloat: bool,
@@ -123,6 +126,9 @@ impl Queue {
             systems.extend(peers.into_iter().map(System::Peer));
             (absent, installed) = (missing, Some(place));
         }
+        let named =
+            |name: &str| self.systems.is_empty() || self.systems.iter().any(|part| name.contains(part));
+        systems.retain(|system| named(system.name()));
         let mut standings: Vec<Standing> =
             systems.iter().map(|system| Standing::new(system.name(), system.settings(self))).collect();
         for round in 1..=self.rounds {

@@ -1,5 +1,6 @@
 //! What every side of `gristmill bench queue` counts, and the meter it counts with.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +27,7 @@ pub struct Figures {
 }
 
 /// The payload of a job that is measured: when it was asked for.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct Asked {
     pub micros: i64,
 }

@@ -8,9 +8,10 @@ use crate::context::Context;
 use crate::domain::WorkspaceId;
 use crate::embed::Embedder;
 use crate::job::{Done, Job, JobError, Turn};
-use crate::queue::{self, Payload};
+use crate::queue::{self, Lane, Payload, Terms};
 use crate::runtime::{Registry, Worker};
 use crate::store::{bench, tenants};
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -33,7 +34,7 @@ pub enum Ending {
 }
 
 /// Bulk work that does nothing.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Noop(Asked);
 
 impl Payload for Noop {
@@ -50,7 +51,7 @@ impl Job for Noop {
 }
 
 /// Bulk work whose only effect is its own end.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Effect(Asked);
 
 impl Payload for Effect {
@@ -67,12 +68,13 @@ impl Job for Effect {
     }
 }
 
-/// What a person waits for; `title` stands in the interactive lane and notifies.
-#[derive(Debug, Serialize, Deserialize)]
+/// What a person waits for: the interactive lane notifies.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Prompt(Asked);
 
 impl Payload for Prompt {
-    const KIND: &'static str = "title";
+    const KIND: &'static str = "bench_prompt";
+    const LANE: Lane = Lane::Interactive;
 }
 
 impl Job for Prompt {
@@ -109,6 +111,7 @@ impl Mill {
         // One tenant has the whole worker.
         settings.queue.workspace_cap = 2 * size.concurrency as u32;
         let db = crate::store::connect(&settings.database).await?;
+        registry().publish(&db).await?;
         let ctx = Context::with(settings, std::env::current_exe()?, db, Embedder::hashing(8))?;
         Ok(Self { ctx: Arc::new(ctx), owner, workspace, _folder: folder })
     }
@@ -166,15 +169,10 @@ async fn produce<P: Payload>(mill: &Mill, size: &Size, payload: fn(Asked) -> P) 
 
 /// Enqueues `size.jobs` in bulk, then works them off.
 pub async fn drain(mill: &Mill, ending: Ending, size: &Size) -> anyhow::Result<Figures> {
-    let kind = match ending {
-        Ending::Batched => Noop::KIND,
-        Ending::OwnTransaction => Effect::KIND,
-    };
-    let start = Instant::now();
-    for slice in Asked::payloads(size.jobs).chunks(SLICE) {
-        bench::enqueue_many(&mill.owner, mill.workspace.0, kind, slice).await?;
-    }
-    let bulk = Some(per_second(size.jobs, start));
+    let bulk = Some(match ending {
+        Ending::Batched => fill(mill, size.jobs, Noop).await?,
+        Ending::OwnTransaction => fill(mill, size.jobs, Effect).await?,
+    });
     bench::vacuum_analyze(&mill.owner).await?;
     METER.expect(size.jobs);
     let limit = Duration::from_secs(size.limit_seconds);
@@ -192,6 +190,17 @@ pub async fn drain(mill: &Mill, ending: Ending, size: &Size) -> anyhow::Result<F
     };
     worker.stop().await;
     Ok(Figures { bulk_per_second: bulk, ..figures })
+}
+
+/// Enqueues in bulk; jobs a second.
+async fn fill<P: Payload>(mill: &Mill, jobs: usize, payload: fn(Asked) -> P) -> anyhow::Result<f64> {
+    let mut conn = mill.owner.acquire().await?;
+    let start = Instant::now();
+    for begin in (0..jobs).step_by(SLICE) {
+        let slice: Vec<P> = (begin..jobs.min(begin + SLICE)).map(|_| payload(Asked::now())).collect();
+        queue::enqueue_many(&mut conn, mill.workspace, &slice, &Terms::default()).await?;
+    }
+    Ok(per_second(jobs, start))
 }
 
 async fn latency(mill: &Mill, rate: u64, expected: usize) -> anyhow::Result<Figures> {
