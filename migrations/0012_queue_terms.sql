@@ -234,6 +234,10 @@ BEGIN
 END
 $$;
 
+-- Whoever may enqueue may go on to: the grants of a function go with it.
+SELECT set_config('gristmill.may_enqueue', coalesce(string_agg(DISTINCT g.grantee::regrole::text, ', '), ''), true)
+FROM pg_proc p, LATERAL aclexplode(p.proacl) g
+WHERE p.oid = 'gristmill.enqueue'::regproc AND g.grantee <> 0;
 DROP FUNCTION gristmill.enqueue;
 
 -- Queues a job in the caller's transaction. A key that is taken answers with its job
@@ -542,3 +546,11 @@ REVOKE EXECUTE ON FUNCTION gristmill.publish_kind, gristmill.lane_of, gristmill.
     gristmill.enqueue_many, gristmill.claim, gristmill.cancel, gristmill.bury, gristmill.report_worker FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gristmill.publish_kind, gristmill.lane_of, gristmill.root_of, gristmill.enqueue,
     gristmill.enqueue_many, gristmill.claim, gristmill.cancel, gristmill.bury, gristmill.report_worker TO gristmill_worker;
+DO $$
+BEGIN
+    IF current_setting('gristmill.may_enqueue') <> '' THEN
+        EXECUTE format('GRANT EXECUTE ON FUNCTION gristmill.enqueue, gristmill.enqueue_many, gristmill.cancel TO %s',
+                       current_setting('gristmill.may_enqueue'));
+    END IF;
+END
+$$;
