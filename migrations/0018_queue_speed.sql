@@ -50,3 +50,34 @@ ALTER FUNCTION gristmill.renew
 -- does while it believes a plan for these very values cheaper, took longer than running them.
 ALTER FUNCTION gristmill.claim SET plan_cache_mode = force_generic_plan;
 ALTER FUNCTION gristmill.enqueue SET plan_cache_mode = force_generic_plan;
+
+-- The fence finds its row by the id. Asked plainly for `state = 'RUNNING'` the planner may take an
+-- index of all that is at work, and go through it for every job.
+CREATE OR REPLACE FUNCTION gristmill.enter(job uuid, at_epoch int, workspace uuid) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    lapses timestamptz;
+BEGIN
+    SELECT lease_until INTO lapses FROM gristmill.jobs
+    WHERE id = job AND epoch = at_epoch AND (state = 'RUNNING') IS TRUE FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the lease of job % has moved on from epoch %', job, at_epoch
+            USING ERRCODE = 'GM001';
+    END IF;
+    PERFORM set_config('gristmill.workspace', workspace::text, true),
+            set_config('idle_in_transaction_session_timeout',
+                       greatest(1000, extract(epoch FROM lapses - clock_timestamp()) * 1000)::int::text, true);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION gristmill.complete(job uuid, at_epoch int) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE gristmill.jobs SET state = 'DONE', lease_until = NULL, reason = NULL, finished_at = clock_timestamp()
+    WHERE id = job AND epoch = at_epoch AND (state = 'RUNNING') IS TRUE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the lease of job % has moved on from epoch %', job, at_epoch
+            USING ERRCODE = 'GM001';
+    END IF;
+END
+$$;

@@ -1,5 +1,6 @@
 //! The queue: nothing lost, nothing doubled, nothing starved.
 
+mod costs;
 mod terms;
 mod turns;
 
