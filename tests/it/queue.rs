@@ -1,6 +1,5 @@
 //! The queue: nothing lost, nothing doubled, nothing starved.
 
-mod costs;
 mod terms;
 mod turns;
 
