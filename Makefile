@@ -8,6 +8,8 @@ PYTHON ?= python3
 CARGO ?= cargo
 # A folder of documents for `make demo`; empty: those in demo/.
 DOCS ?=
+# Other queues to measure beside ours; empty: none.
+PEERS ?= benches/peers
 # Arguments for the test runner: make test T='queue'
 T ?=
 # How long the storm of `make chaos` lasts, and what decides its faults (empty: chance).
@@ -16,7 +18,7 @@ SEED ?=
 WITH_POSTGRES := PYTHON='$(PYTHON)' .make/with-postgres.sh
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help deps demo test chaos bench fmt lint doc prepare prepare-check clean need-cargo
+.PHONY: help deps demo test chaos bench bench-queue fmt lint doc prepare prepare-check clean need-cargo
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +50,10 @@ endif
 bench: deps need-cargo ## the embed job against raw ONNX Runtime
 	@$(CARGO) build
 	@$(CARGO) run -q -- bench embed
+
+bench-queue: deps need-cargo ## the queue against a bare loop and other queues (PEERS= for ours alone)
+	@$(CARGO) build --release
+	@$(CARGO) run -q --release -- bench queue $(if $(PEERS),--peers $(PEERS))
 
 fmt: need-cargo ## format the code
 	@$(CARGO) fmt

@@ -91,9 +91,10 @@ impl Command {
 
     async fn dispatch(self) -> anyhow::Result<ExitCode> {
         let mut settings = Config::load(self.config.as_deref())?;
-        if matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_))
-            && settings.log.filter == "gristmill=info,warn"
-        {
+        let draws = matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_));
+        // A line for each of a bench's jobs would be most of what it measures.
+        let benches = matches!(self.what, What::Bench(bench::Bench::Queue(_)));
+        if (draws || benches) && settings.log.filter == "gristmill=info,warn" {
             // These draw progress; only what goes wrong should break into it.
             settings.log.filter = "error".into();
         }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const LARGEST_BATCH: usize = 500;
+const GATHERING: Duration = Duration::from_millis(1);
 const PAUSE_AFTER_FAULT: Duration = Duration::from_millis(300);
 /// As much of a reason as a person reads.
 const LONGEST_REASON: usize = 2000;
@@ -45,6 +46,7 @@ impl Acks {
             if taken == 0 {
                 return;
             }
+            gather(&self.hands, &mut ends, &mut batch).await;
             for (_, outcome) in &mut batch {
                 make_storable(outcome);
             }
@@ -104,5 +106,22 @@ fn make_storable(outcome: &mut Outcome) {
     };
     if reason.contains('\0') || reason.len() > LONGEST_REASON {
         *reason = reason.chars().filter(|c| *c != '\0').take(LONGEST_REASON).collect();
+    }
+}
+
+/// While many more jobs are in hand than have ended, waits a moment for those that end together
+/// with these: a batch costs the database little more than one.
+async fn gather(
+    hands: &Hands,
+    ends: &mut mpsc::UnboundedReceiver<(Lease, Outcome)>,
+    batch: &mut Vec<(Lease, Outcome)>,
+) {
+    if hands.count() > 4 * batch.len() {
+        tokio::time::sleep(GATHERING).await;
+        while batch.len() < LARGEST_BATCH
+            && let Ok(end) = ends.try_recv()
+        {
+            batch.push(end);
+        }
     }
 }

@@ -40,6 +40,7 @@ enum End {
 pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
     let lease = job.lease;
     let span = tracing::info_span!("job", kind = %job.kind, id = %lease.job, attempt = job.attempt);
+    let job = Arc::new(job);
     // Its own task: parallel to the others, and a panic stays in it.
     let worked = tokio::spawn(work(bench.clone(), job.clone()).instrument(span.clone())).await;
     let end = worked.unwrap_or_else(|panic| {
@@ -53,7 +54,7 @@ pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
     settle(&bench, &job, end).instrument(span).await;
 }
 
-async fn work(bench: Arc<Bench>, job: Claimed) -> End {
+async fn work(bench: Arc<Bench>, job: Arc<Claimed>) -> End {
     if bench.hands.closing.is_cancelled() {
         return End::Acknowledge(Outcome::HandedBack {
             reason: "INTERRUPTED: the worker stopped before it began".into(),

@@ -15,13 +15,19 @@ use apalis_core::worker::context::WorkerContext;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tower::layer::util::Identity;
 use uuid::Uuid;
 
 const PAUSE_AFTER_FAULT: Duration = Duration::from_millis(500);
 /// Claimed at once at most; more would sit in the channel longer than it saves.
 const LARGEST_CLAIM: usize = 250;
+/// With a backlog a claim waits so long for a good part of the places to be free: it costs the
+/// database about the same for one job as for many.
+const LINGER: Duration = Duration::from_millis(3);
+/// So long after a claim that found less than it asked for the next one looks again, unless
+/// the bell rings: most often there is nothing left.
+const TRICKLE: Duration = Duration::from_millis(5);
 
 /// Claims jobs and gives them to apalis one by one.
 #[derive(Debug)]
@@ -53,46 +59,27 @@ impl Leased {
 }
 
 async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
-    let Claiming { mut line, patience, ask, poll, hands, bell } = claiming;
-    let mut place = Place::default();
-    // Whether a claim failed whose outcome nobody knows.
-    let mut unheard = false;
+    let (poll, hands, bell) = (claiming.poll, claiming.hands.clone(), claiming.bell.clone());
+    let mut counter = Counter { claiming, place: Place::default(), unheard: false };
+    let good_part = (hands.places.available_permits() / 4).clamp(1, LARGEST_CLAIM / 2) as u32;
+    let mut backlog = false;
     loop {
-        let first = tokio::select! {
+        let free = tokio::select! {
             biased;
             () = hands.closing.cancelled() => return,
-            permit = hands.places.clone().acquire_owned() => permit,
+            permits = free_places(&hands, if backlog { good_part } else { 1 }) => permits,
         };
-        let Ok(mut permits) = first else { return };
-        let more = hands.places.available_permits().min(LARGEST_CLAIM - 1) as u32;
-        if let Ok(rest) = hands.places.clone().try_acquire_many_owned(more) {
-            permits.merge(rest);
-        }
+        let Some(mut permits) = free else { return };
+        let want = permits.num_permits();
         // Armed before the query, so a bell between query and sleep is not missed.
         let rung = bell.notified();
-        let want = permits.num_permits() as i32;
-        let asked = async {
-            let mut connection = line.take().await?;
-            let jobs = if unheard {
-                in_time(patience, desk::unheard(&mut connection, &ask, &hands.leases())).await?
-            } else {
-                in_time(patience, desk::claim(&mut connection, &ask, want, &mut place)).await?
-            };
-            line.give_back(connection);
-            Ok::<_, sqlx::Error>(jobs)
+        let Some(jobs) = counter.next(want as i32).await else {
+            drop(permits);
+            tokio::time::sleep(PAUSE_AFTER_FAULT).await;
+            continue;
         };
-        let jobs = match asked.await {
-            Ok(jobs) => jobs,
-            Err(error) => {
-                unheard = true;
-                tracing::warn!(%error, "claiming failed; trying again");
-                drop(permits);
-                tokio::time::sleep(PAUSE_AFTER_FAULT).await;
-                continue;
-            }
-        };
-        let nothing = jobs.is_empty() && !unheard;
-        unheard = false;
+        let found = jobs.len();
+        backlog = found == want;
         for job in jobs {
             // The place stays taken until the job's end is written (`Hands::release`).
             if let Some(place) = permits.split(1) {
@@ -104,14 +91,69 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
             }
         }
         drop(permits);
-        if nothing {
+        if !backlog {
             tokio::select! {
                 () = hands.closing.cancelled() => return,
                 () = rung => {}
-                () = tokio::time::sleep(poll) => {}
+                () = tokio::time::sleep(if found == 0 { poll } else { TRICKLE.min(poll) }) => {}
             }
         }
     }
+}
+
+/// Where this lane asks for jobs.
+struct Counter {
+    claiming: Claiming,
+    place: Place,
+    /// Whether a claim failed whose outcome nobody knows.
+    unheard: bool,
+}
+
+impl Counter {
+    /// Up to `want` jobs; None when the database did not answer. After such a silence the first
+    /// answer is what was claimed and never heard of.
+    async fn next(&mut self, want: i32) -> Option<Vec<Claimed>> {
+        if self.unheard {
+            let missed = self.ask(None).await?;
+            self.unheard = false;
+            if !missed.is_empty() {
+                return Some(missed);
+            }
+        }
+        let jobs = self.ask(Some(want)).await;
+        self.unheard = jobs.is_none();
+        jobs
+    }
+
+    async fn ask(&mut self, want: Option<i32>) -> Option<Vec<Claimed>> {
+        let Claiming { line, patience, ask, hands, .. } = &mut self.claiming;
+        let asked = async {
+            let mut connection = line.take().await?;
+            let jobs = match want {
+                Some(want) => {
+                    in_time(*patience, desk::claim(&mut connection, ask, want, &mut self.place)).await?
+                }
+                None => in_time(*patience, desk::unheard(&mut connection, ask, &hands.leases())).await?,
+            };
+            line.give_back(connection);
+            Ok::<_, sqlx::Error>(jobs)
+        };
+        asked.await.inspect_err(|error| tracing::warn!(%error, "claiming failed; trying again")).ok()
+    }
+}
+
+/// The free places for one claim: `at_least` so many, or after [`LINGER`] whatever is free, but one.
+async fn free_places(hands: &Hands, at_least: u32) -> Option<OwnedSemaphorePermit> {
+    let enough = hands.places.clone().acquire_many_owned(at_least);
+    let mut permits = match tokio::time::timeout(LINGER, enough).await {
+        Ok(permits) => permits.ok()?,
+        Err(_) => hands.places.clone().acquire_owned().await.ok()?,
+    };
+    let more = hands.places.available_permits().min(LARGEST_CLAIM - permits.num_permits());
+    if let Ok(rest) = hands.places.clone().try_acquire_many_owned(more as u32) {
+        permits.merge(rest);
+    }
+    Some(permits)
 }
 
 /// The backend reports no errors: faults of the database are waited out in its tasks.

@@ -80,6 +80,10 @@ impl Hands {
         }
     }
 
+    pub fn count(&self) -> usize {
+        self.map().len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.map().is_empty()
     }

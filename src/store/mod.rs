@@ -5,6 +5,7 @@
 //! [`enter`](crate::queue::Lease::enter) or [`tenant`] set, and without one it sees no rows.
 
 pub mod attachments;
+pub mod bench;
 pub mod budgets;
 pub mod bytes;
 pub mod chunks;

@@ -56,6 +56,7 @@ const COMMANDS: &[&str] = &[
     "eval-docs",
     "bench",
     "bench embed",
+    "bench queue",
 ];
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod embed;
 mod job;
+mod queue;
 
 use crate::cli::house::House;
 use anyhow::Context as _;
@@ -15,12 +16,15 @@ use std::process::ExitCode;
 pub enum Bench {
     /// The whole embed job's chunks a second, as a ratio to raw ONNX Runtime's best layout.
     Embed(Embed),
+    /// Enqueue, drain and latency of the queue, beside a bare SKIP LOCKED loop and other queues.
+    Queue(queue::Queue),
 }
 
 impl Bench {
     pub(super) async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
         match self {
             Self::Embed(embed) => embed.run(house).await,
+            Self::Queue(queue) => queue.run(house).await,
         }
     }
 }
