@@ -22,7 +22,7 @@ fn gristmill_kinds() -> Vec<&'static str> {
     gristmill::runtime::every_kind().kinds().into_iter().map(|kind| &*kind.leak()).collect()
 }
 
-const PARTS: [&str; 15] = [
+const PARTS: [&str; 16] = [
     "clock",
     "database",
     "extensions",
@@ -35,6 +35,7 @@ const PARTS: [&str; 15] = [
     "queue",
     "role",
     "scanner",
+    "schedules",
     "schema",
     "spool",
     "workers",

@@ -17,6 +17,7 @@ fn start(world: &World, folder: &Path, name: &str) -> anyhow::Result<Process> {
     let settings = [
         ("GRISTMILL__DATABASE__MAX_CONNECTIONS", "6".to_owned()),
         ("GRISTMILL__EMBEDDED__DATA_DIR", folder.join(name).display().to_string()),
+        ("GRISTMILL__SCHEDULES__LEAD", "false".into()),
         ("GRISTMILL__QUEUE__LEASE_SECONDS", "1".into()),
         ("GRISTMILL__QUEUE__POLL_MS", "20".into()),
         ("GRISTMILL__QUEUE__BACKOFF_SECONDS", "0.05".into()),

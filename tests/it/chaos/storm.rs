@@ -122,6 +122,7 @@ impl Storm {
         let objects = &self.world.ctx.settings.objects;
         let settings = [
             ("GRISTMILL__DATABASE__MAX_CONNECTIONS", "6".to_owned()),
+            ("GRISTMILL__SCHEDULES__LEAD", "false".to_owned()),
             (
                 "GRISTMILL__EMBEDDED__DATA_DIR",
                 self.folder.path().join(place.to_string()).display().to_string(),

@@ -91,6 +91,7 @@ impl Scene {
             .env("GRISTMILL__OBJECTS__ENDPOINT", &self.world.ctx.settings.objects.endpoint)
             .env("GRISTMILL__OBJECTS__ACCESS_KEY", "key")
             .env("GRISTMILL__OBJECTS__SECRET_KEY", "secret")
+            .env("GRISTMILL__SCHEDULES__LEAD", "false")
             .env("GRISTMILL__QUEUE__LEASE_SECONDS", "1")
             .env("GRISTMILL__QUEUE__POLL_MS", "20")
             .env("GRISTMILL__QUEUE__BACKOFF_SECONDS", "0.05")

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 pub type Change<'a> = (&'a str, &'a str, &'a str);
 
 /// What `enter`, `complete` and `bury` ask of the row.
-pub const SAME_EPOCH: &str = "AND epoch = at_epoch AND state = 'RUNNING'";
+pub const SAME_EPOCH: &str = "AND epoch = at_epoch AND (state = 'RUNNING') IS TRUE";
 
 /// Changes every place of a function's text where the guard stands. One that is not found is an
 /// error, so that the controls follow the migrations.

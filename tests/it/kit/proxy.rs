@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, RwLock};
 
 /// Statements that run by the clock or for the connection, not for a job.
-const BESIDE_THE_WORK: [&str; 12] = [
+const BESIDE_THE_WORK: [&str; 14] = [
     "pg_type",
     "publish_kind",
     "_sqlx_migrations",
@@ -34,6 +34,8 @@ const BESIDE_THE_WORK: [&str; 12] = [
     "SET ROLE",
     "gristmill.kinds",
     "gristmill.workers",
+    "gristmill.report_worker",
+    "statement_timestamp()",
     "advisory",
     "gristmill.schedules",
     "DISCARD",
