@@ -464,7 +464,7 @@ async fn the_cap_of_a_workspace_holds_over_claims(db: PgPool) -> anyhow::Result<
 async fn a_scheduled_job_waits_for_its_time_and_priority_goes_first(db: PgPool) -> anyhow::Result<()> {
     let world = world(db).await?;
     let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
-    let later = Terms { delay: Duration::from_secs(3600), ..Terms::default() };
+    let later = Terms { delay: Duration::from_hours(1), ..Terms::default() };
     enqueue_as(&mut tx, world.workspace, &act("later", Deed::Succeed), &later).await?;
     enqueue(&mut tx, world.workspace, &act("usual", Deed::Succeed)).await?;
     let urgent = Terms { priority: 5, ..Terms::default() };

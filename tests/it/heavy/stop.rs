@@ -109,9 +109,9 @@ async fn a_stop_without_a_database_ends_too_and_the_lease_does_the_rest(db: PgPo
         let deed = Deed::new(name, Act::Sleep { ms: 2000 });
         let (mut child, job, folder) = at_work(&world, &url, deed, &[]).await?;
         if stalled {
-            relay.stall(true)
+            relay.stall(true);
         } else {
-            relay.refuse(true)
+            relay.refuse(true);
         }
         child.signal(libc::SIGTERM);
         child.ended(GRACE + BEYOND).await?;
