@@ -180,3 +180,47 @@ pub async fn vacuum_jobs(db: &PgPool) -> sqlx::Result<()> {
     sqlx::query("VACUUM (ANALYZE) gristmill.jobs").execute(db).await?;
     Ok(())
 }
+
+/// Jobs of a tenant that are over.
+pub async fn finished(db: &PgPool, workspace: uuid::Uuid) -> sqlx::Result<i64> {
+    sqlx::query_scalar("SELECT count(*) FROM gristmill.jobs WHERE workspace_id = $1 AND state = 'DONE'")
+        .bind(workspace)
+        .fetch_one(db)
+        .await
+}
+
+/// What each of a tenant's jobs waited for its start, in seconds.
+pub async fn waits(db: &PgPool, workspace: uuid::Uuid) -> sqlx::Result<Vec<f64>> {
+    sqlx::query_scalar(
+        "SELECT extract(epoch FROM started_at - created_at)::float8 FROM gristmill.jobs WHERE workspace_id = $1",
+    )
+    .bind(workspace)
+    .fetch_all(db)
+    .await
+}
+
+/// Makes jobs wait, spread over so many workspaces.
+pub async fn flood(db: &PgPool, kind: &str, jobs: i64, workspaces: i64) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO gristmill.jobs (workspace_id, kind, payload)
+         SELECT ('00000000-0000-7000-8000-' || lpad((1 + n % $3)::text, 12, '0'))::uuid, $1, '{\"milliseconds\": 0}'
+         FROM generate_series(1, $2) AS n",
+    )
+    .bind(kind)
+    .bind(jobs)
+    .bind(workspaces)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// How the database finds the next jobs of a workspace; the statement stands in `gristmill.claim`.
+pub async fn claim_plan(db: &PgPool, kind: &str) -> sqlx::Result<String> {
+    let statement = "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF)
+        SELECT j.id FROM gristmill.jobs j
+        WHERE j.state = 'WAITING' AND j.lane = 1 AND j.kind = $1
+          AND j.workspace_id = '00000000-0000-7000-8000-000000000007'
+        ORDER BY j.turn LIMIT 4 FOR UPDATE SKIP LOCKED";
+    let lines: Vec<String> = sqlx::query_scalar(statement).bind(kind).fetch_all(db).await?;
+    Ok(lines.join("\n"))
+}

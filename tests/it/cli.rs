@@ -57,6 +57,8 @@ const COMMANDS: &[&str] = &[
     "bench",
     "bench embed",
     "bench queue",
+    "bench fairness",
+    "bench claim",
 ];
 
 #[test]

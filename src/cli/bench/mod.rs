@@ -3,6 +3,7 @@
 pub mod embed;
 mod job;
 mod queue;
+mod turns;
 
 use crate::cli::house::House;
 use anyhow::Context as _;
@@ -18,6 +19,10 @@ pub enum Bench {
     Embed(Embed),
     /// Enqueue, drain and latency of the queue, beside a bare SKIP LOCKED loop and other queues.
     Queue(queue::Queue),
+    /// What a small tenant waits beside a large one, and what the large one loses.
+    Fairness(turns::Fairness),
+    /// What a claim takes when a million jobs of a thousand workspaces wait.
+    Claim(turns::Claim),
 }
 
 impl Bench {
@@ -25,6 +30,8 @@ impl Bench {
         match self {
             Self::Embed(embed) => embed.run(house).await,
             Self::Queue(queue) => queue.run(house).await,
+            Self::Fairness(fairness) => fairness.run(house).await,
+            Self::Claim(claim) => claim.run(house).await,
         }
     }
 }

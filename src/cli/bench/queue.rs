@@ -7,11 +7,11 @@
 mod bare;
 mod bloat;
 mod figures;
-mod ground;
-mod ours;
+pub mod ground;
+pub mod ours;
 mod peers;
 mod report;
-mod task;
+pub mod task;
 
 use crate::cli::house::House;
 use crate::store::bench;

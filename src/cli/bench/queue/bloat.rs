@@ -28,7 +28,7 @@ pub struct Stage {
 /// Sends `size.jobs` through in waves, and looks at the table after each.
 pub async fn measure(ground: &Ground, settings: &Config, size: &Size) -> anyhow::Result<Vec<Stage>> {
     let mill = ours::Mill::build(ground, settings, size).await?;
-    let db = mill.owner();
+    let db = &mill.owner;
     let start = Instant::now();
     let stage = async |name: String, pruned| {
         let extent = bench::extent(db).await?;

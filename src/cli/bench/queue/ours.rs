@@ -92,9 +92,10 @@ fn registry() -> Registry {
 
 /// A migrated database with a tenant, and the worker's handles on it.
 pub struct Mill {
-    ctx: Arc<Context>,
-    owner: PgPool,
-    workspace: WorkspaceId,
+    pub ctx: Arc<Context>,
+    /// The pool of whoever logs in: sees every tenant.
+    pub owner: PgPool,
+    pub workspace: WorkspaceId,
     _folder: tempfile::TempDir,
 }
 
@@ -114,11 +115,6 @@ impl Mill {
         registry().publish(&db).await?;
         let ctx = Context::with(settings, std::env::current_exe()?, db, Embedder::hashing(8))?;
         Ok(Self { ctx: Arc::new(ctx), owner, workspace, _folder: folder })
-    }
-
-    /// The pool of whoever logs in: sees every tenant.
-    pub fn owner(&self) -> &PgPool {
-        &self.owner
     }
 
     pub async fn close(self) {
