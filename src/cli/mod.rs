@@ -93,7 +93,7 @@ impl Command {
         let mut settings = Config::load(self.config.as_deref())?;
         let draws = matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_));
         // A line for each of a bench's jobs would be most of what it measures.
-        let benches = matches!(self.what, What::Bench(bench::Bench::Queue(_)));
+        let benches = matches!(self.what, What::Bench(ref bench) if !matches!(bench, bench::Bench::Embed(_)));
         if (draws || benches) && settings.log.filter == "gristmill=info,warn" {
             // These draw progress; only what goes wrong should break into it.
             settings.log.filter = "error".into();

@@ -93,6 +93,8 @@ impl Fairness {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         ask(small, few).await?;
+        // A pool closes when the last connection is back.
+        drop(conn);
         while bench::unfinished(&mill.owner).await? {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
