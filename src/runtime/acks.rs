@@ -59,9 +59,7 @@ impl Acks {
                     }
                 }
             }
-            for (lease, _) in batch.drain(..) {
-                self.hands.release(lease);
-            }
+            self.hands.release(batch.drain(..).map(|(lease, _)| lease));
         }
     }
 

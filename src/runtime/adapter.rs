@@ -1,4 +1,4 @@
-//! One attempt at one job: runs it in its own task, and turns its verdict into the row's next state.
+//! Attempts at claimed jobs: each runs in its own task, and its verdict becomes the row's next state.
 //!
 //! A panic, a timeout or a lost lease ends the attempt, not the worker. On `Fatal`, or after
 //! the last attempt, the reason is written on the subject in the transaction that buries the job.
@@ -7,11 +7,16 @@ use crate::context::Context;
 use crate::job::{JobError, Turn, Why};
 use crate::queue::desk::{Claimed, Outcome};
 use crate::queue::{Fence, Lease};
-use crate::runtime::hands::Hands;
+use crate::runtime::hands::{Hands, Held};
 use crate::runtime::registry::Registry;
+use futures::FutureExt;
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 /// What every attempt needs; shared by all.
@@ -36,25 +41,36 @@ enum End {
     Lost,
 }
 
-/// Works on one claimed job to the end of this attempt.
-pub async fn attempt(bench: Arc<Bench>, job: Claimed) {
-    let lease = job.lease;
-    let span = tracing::info_span!("job", kind = %job.kind, id = %lease.job, attempt = job.attempt);
-    let job = Arc::new(job);
-    // Its own task: parallel to the others, and a panic stays in it.
-    let worked = tokio::spawn(work(bench.clone(), job.clone()).instrument(span.clone())).await;
-    let end = worked.unwrap_or_else(|panic| {
-        if panic.is_cancelled() {
-            return End::Acknowledge(Outcome::HandedBack {
-                reason: "INTERRUPTED: the worker stopped".into(),
-            });
-        }
-        again(&job, "panic", &panic.to_string())
-    });
-    settle(&bench, &job, end).instrument(span).await;
+/// Works on jobs that were claimed together, until the attempt at each is over. Each has a task
+/// of its own: none waits for another.
+pub async fn work_off(bench: Arc<Bench>, batch: Vec<Held>) {
+    let attempts = TaskTracker::new();
+    for held in batch {
+        attempts.spawn(attempt(bench.clone(), held));
+    }
+    attempts.close();
+    attempts.wait().await;
 }
 
-async fn work(bench: Arc<Bench>, job: Arc<Claimed>) -> End {
+async fn attempt(bench: Arc<Bench>, held: Held) {
+    let Held { job, stop } = held;
+    let span = tracing::info_span!("job", kind = %job.kind, id = %job.lease.job, attempt = job.attempt);
+    let attempted = async {
+        // A panic ends the attempt. What it left half done is the job's own, and is dropped here.
+        let end = AssertUnwindSafe(work(&bench, &job, stop)).catch_unwind().await;
+        let end = end.unwrap_or_else(|panic| again(&job, "panic", words(panic.as_ref())));
+        settle(&bench, &job, end).await;
+    };
+    attempted.instrument(span).await;
+}
+
+/// What a panic had to say.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+}
+
+async fn work(bench: &Bench, job: &Claimed, stop: CancellationToken) -> End {
     if bench.hands.closing.is_cancelled() {
         return End::Acknowledge(Outcome::HandedBack {
             reason: "INTERRUPTED: the worker stopped before it began".into(),
@@ -63,7 +79,7 @@ async fn work(bench: Arc<Bench>, job: Arc<Claimed>) -> End {
     let Some(kind) = bench.registry.get(&job.kind) else {
         return End::Bury(why("unknown_kind", &format!("no worker knows the kind {}", job.kind)));
     };
-    if job.cancel_requested {
+    if job.cancel_requested || stop.is_cancelled() {
         return End::CallOff;
     }
     if job.attempt > job.max_attempts {
@@ -71,11 +87,12 @@ async fn work(bench: Arc<Bench>, job: Arc<Claimed>) -> End {
         let reason = job.reason.as_deref().unwrap_or("worker_crash: its workers died");
         return End::Bury(why("worker_crash", reason));
     }
-    let stop = bench.hands.token(job.lease.job);
     let turn = Turn { lease: job.lease, attempt: job.attempt, stop: stop.clone() };
-    let run = (kind.run)(bench.ctx.clone(), turn, job.payload.clone());
+    let run = (kind.run)(bench.ctx.clone(), turn, &job.payload);
     let began = tokio::time::Instant::now();
     let verdict = tokio::select! {
+        // A job that has ended has ended, whatever it was told meanwhile.
+        biased;
         verdict = tokio::time::timeout(kind.timeout, run) => verdict,
         () = stop.cancelled() => {
             return if bench.hands.closing.is_cancelled() {
@@ -91,8 +108,8 @@ async fn work(bench: Arc<Bench>, job: Arc<Claimed>) -> End {
             tracing::info!(ms = began.elapsed().as_millis() as u64, "done");
             if done.acknowledge { End::Acknowledge(Outcome::Done) } else { End::Completed }
         }
-        Ok(Err(error)) => judge(&job, error),
-        Err(_) => again(&job, "timeout", &format!("no end after {:?}", kind.timeout)),
+        Ok(Err(error)) => judge(job, error),
+        Err(_) => again(job, "timeout", &format!("no end after {:?}", kind.timeout)),
     }
 }
 
@@ -128,10 +145,10 @@ fn why(code: &str, reason: &str) -> Why {
 
 async fn settle(bench: &Bench, job: &Claimed, end: End) {
     match end {
-        End::Completed => bench.hands.release(job.lease),
+        End::Completed => bench.hands.release([job.lease]),
         End::Lost => {
             tracing::warn!("the lease was lost; nothing was written");
-            bench.hands.release(job.lease);
+            bench.hands.release([job.lease]);
         }
         End::Acknowledge(outcome) => {
             match &outcome {
@@ -146,7 +163,7 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
         End::Park(reason) => {
             tracing::info!(reason, "parked");
             match park(bench, job.lease, &reason).await {
-                Ok(()) | Err(Fence::Lost) => bench.hands.release(job.lease),
+                Ok(()) | Err(Fence::Lost) => bench.hands.release([job.lease]),
                 Err(Fence::Database(_)) => {
                     // Not written: it asks again.
                     bench.ends.send((job.lease, Outcome::HandedBack { reason })).ok();
@@ -177,10 +194,10 @@ async fn settle(bench: &Bench, job: &Claimed, end: End) {
 
 fn settle_given_up(bench: &Bench, job: &Claimed, why: &Why, written: Result<(), Fence>) {
     match written {
-        Ok(()) => bench.hands.release(job.lease),
+        Ok(()) => bench.hands.release([job.lease]),
         Err(Fence::Lost) => {
             tracing::warn!("the lease was lost; nothing was written");
-            bench.hands.release(job.lease);
+            bench.hands.release([job.lease]);
         }
         Err(Fence::Database(error)) => {
             // Not written: as if the attempt had failed, so that the end is tried again.
@@ -210,7 +227,7 @@ async fn give_up(bench: &Bench, job: &Claimed, why: &Why, last: Last) -> Result<
     let mut tx = crate::store::begin(&bench.ctx.db).await?;
     job.lease.enter(&mut tx).await?;
     if let Some(kind) = bench.registry.get(&job.kind) {
-        (kind.gave_up)(&mut tx, job.payload.clone(), why).await?;
+        (kind.gave_up)(&mut tx, &job.payload, why).await?;
     }
     let reason = format!("{}: {}", why.code, why.reason);
     match last {

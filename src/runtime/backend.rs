@@ -1,11 +1,12 @@
 //! apalis's `Backend` over our own table: the only file that knows apalis when taking jobs out.
 //!
-//! apalis drives one stream of claimed jobs; claiming, acknowledging and renewing run in tasks
+//! apalis drives one stream of claims, each with its jobs: its bookkeeping costs more than a small
+//! job, and a claim is as much as it need know. Claiming, acknowledging and renewing run in tasks
 //! of their own, so a slow job never delays them. A stop ends the stream and apalis waits for
 //! the jobs at work; what was claimed but not begun is handed back by the adapter.
 
 use crate::queue::desk::{self, Ask, Claimed, Place};
-use crate::runtime::hands::Hands;
+use crate::runtime::hands::{Hands, Held};
 use crate::store::line::{Line, in_time};
 use apalis_core::backend::finalize::Ephemeral;
 use apalis_core::backend::{Backend, BackendConfig};
@@ -29,10 +30,10 @@ const LINGER: Duration = Duration::from_millis(3);
 /// the bell rings: most often there is nothing left.
 const TRICKLE: Duration = Duration::from_millis(5);
 
-/// Claims jobs and gives them to apalis one by one.
+/// Claims jobs and gives them to apalis, those of one claim together.
 #[derive(Debug)]
 pub struct Leased {
-    claimed: mpsc::Receiver<Claimed>,
+    claimed: mpsc::Receiver<Vec<Held>>,
     ask: Ask,
 }
 
@@ -58,7 +59,7 @@ impl Leased {
     }
 }
 
-async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
+async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Vec<Held>>) {
     let (poll, hands, bell) = (claiming.poll, claiming.hands.clone(), claiming.bell.clone());
     let mut counter = Counter { claiming, place: Place::default(), unheard: false };
     let good_part = (hands.places.available_permits() / 4).clamp(1, LARGEST_CLAIM / 2) as u32;
@@ -80,17 +81,14 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Claimed>) {
         };
         let found = jobs.len();
         backlog = found == want;
-        for job in jobs {
-            // The place stays taken until the job's end is written (`Hands::release`).
-            if let Some(place) = permits.split(1) {
-                place.forget();
-            }
-            hands.hold(job.lease);
-            if give.send(job).await.is_err() {
-                return;
-            }
+        // The places stay taken until the jobs' ends are written (`Hands::release`).
+        if let Some(places) = permits.split(found.min(want)) {
+            places.forget();
         }
         drop(permits);
+        if found > 0 && give.send(hands.hold(jobs)).await.is_err() {
+            return;
+        }
         if !backlog {
             tokio::select! {
                 () = hands.closing.cancelled() => return,
@@ -161,7 +159,7 @@ async fn free_places(hands: &Hands, at_least: u32) -> Option<OwnedSemaphorePermi
 pub enum Never {}
 
 impl Backend for Leased {
-    type Task = Task<Claimed>;
+    type Task = Task<Vec<Held>>;
     type Error = Never;
 
     fn poll_ready(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Never>> {
@@ -172,13 +170,13 @@ impl Backend for Leased {
         &mut self,
         cx: &mut Context<'_>,
         worker: &WorkerContext,
-    ) -> Poll<Option<Result<Task<Claimed>, Never>>> {
-        self.claimed.poll_recv(cx).map(|job| {
-            if job.is_none() {
+    ) -> Poll<Option<Result<Task<Vec<Held>>, Never>>> {
+        self.claimed.poll_recv(cx).map(|jobs| {
+            if jobs.is_none() {
                 // The claim loop has ended: let apalis wait for the jobs at work, then end.
                 worker.stop().ok();
             }
-            job.map(|job| Ok(TaskBuilder::new(job).build()))
+            jobs.map(|jobs| Ok(TaskBuilder::new(jobs).build()))
         })
     }
 
@@ -188,7 +186,7 @@ impl Backend for Leased {
 }
 
 impl BackendConfig for Leased {
-    type Args = Claimed;
+    type Args = Vec<Held>;
     type Id = Uuid;
     type Kind = Ephemeral;
     type Config = Ask;

@@ -5,10 +5,19 @@
 
 use crate::domain::JobId;
 use crate::queue::Lease;
+use crate::queue::desk::Claimed;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+/// A claimed job in hand.
+#[derive(Debug)]
+pub struct Held {
+    pub job: Claimed,
+    /// Fires when the job must stop.
+    pub stop: CancellationToken,
+}
 
 /// The jobs in hand and the places left.
 #[derive(Debug)]
@@ -33,31 +42,35 @@ impl Hands {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a claimed job in hand and gives the token that stops it.
-    pub fn hold(&self, lease: Lease) -> CancellationToken {
-        let token = CancellationToken::new();
-        let before = self.map().insert(lease.job, (lease, token.clone()));
-        if let Some((_, lost)) = before {
-            // Lapsed, and claimed by us again while the old attempt is still at it: that one
-            // ends now, and its place is free, for its release will find another epoch.
-            lost.cancel();
-            self.places.add_permits(1);
-        }
-        token
-    }
-
-    /// The stop token of a job in hand.
-    pub fn token(&self, job: JobId) -> CancellationToken {
-        self.map().get(&job).map(|(_, token)| token.clone()).unwrap_or_default()
-    }
-
-    /// Lets a job go and frees its place.
-    pub fn release(&self, lease: Lease) {
+    /// Takes claimed jobs in hand.
+    pub fn hold(&self, jobs: Vec<Claimed>) -> Vec<Held> {
         let mut map = self.map();
-        if map.get(&lease.job).is_some_and(|(held, _)| held.epoch == lease.epoch) {
-            map.remove(&lease.job);
-            self.places.add_permits(1);
+        let held = jobs.into_iter().map(|job| {
+            let stop = CancellationToken::new();
+            let before = map.insert(job.lease.job, (job.lease, stop.clone()));
+            if let Some((_, lost)) = before {
+                // Lapsed, and claimed by us again while the old attempt is still at it: that one
+                // ends now, and its place is free, for its release will find another epoch.
+                lost.cancel();
+                self.places.add_permits(1);
+            }
+            Held { job, stop }
+        });
+        held.collect()
+    }
+
+    /// Lets jobs go and frees their places.
+    pub fn release(&self, leases: impl IntoIterator<Item = Lease>) {
+        let mut map = self.map();
+        let mut free = 0;
+        for lease in leases {
+            if map.get(&lease.job).is_some_and(|(held, _)| held.epoch == lease.epoch) {
+                map.remove(&lease.job);
+                free += 1;
+            }
         }
+        drop(map);
+        self.places.add_permits(free);
     }
 
     pub fn leases(&self) -> Vec<Lease> {

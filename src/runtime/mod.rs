@@ -20,13 +20,13 @@ pub use stop::{Stopped, block_on};
 use crate::config;
 use crate::context::Context;
 use crate::queue::Lane;
-use crate::queue::desk::{Ask, Backoff, Card, Claimed};
+use crate::queue::desk::{Ask, Backoff, Card};
 use crate::store::line::{Line, in_time};
 use acks::Acks;
 use adapter::Bench;
 use apalis::prelude::{Data, WorkerBuilder};
 use backend::{Claiming, Leased};
-use hands::Hands;
+use hands::{Hands, Held};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Executor, PgPool};
 use std::sync::Arc;
@@ -67,16 +67,16 @@ impl Worker {
             backoff: backoff(settings),
         };
         tokio::spawn(publish(ctx.db.clone(), registries(), worker.helpers.clone()));
-        let bell = Arc::new(Notify::new());
+        let bells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
         let database = (*ctx.db.connect_options()).clone();
-        let news = News { bell: bell.clone(), cancelled: Arc::default() };
+        let news = News { registry: Arc::new(registries()), bells: bells.clone(), cancelled: Arc::default() };
         let listening = listen(database.clone(), patience(settings), news.clone());
         tokio::spawn(worker.helpers.clone().run_until_cancelled_owned(listening));
         leader::start(ctx, worker.helpers.clone());
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
-        for lane in [Lane::Interactive, Lane::Bulk] {
-            worker.open_lane(ctx, registries(), (lane, &name), bell.clone());
+        for (lane, bell) in [Lane::Interactive, Lane::Bulk].into_iter().zip(bells) {
+            worker.open_lane(ctx, registries(), (lane, &name), bell);
         }
         let duty = keeper::Duty {
             database,
@@ -137,8 +137,8 @@ impl Worker {
     }
 }
 
-async fn handle(job: Claimed, bench: Data<Arc<Bench>>) {
-    adapter::attempt((*bench).clone(), job).await;
+async fn handle(jobs: Vec<Held>, bench: Data<Arc<Bench>>) {
+    adapter::work_off((*bench).clone(), jobs).await;
 }
 
 /// Tells the database what this worker can do, as soon as it answers.
@@ -177,17 +177,23 @@ fn card(name: String, registry: &Registry, settings: &config::Queue) -> Card {
 }
 
 /// What the listener passes on.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct News {
-    /// There is a job.
-    bell: Arc<Notify>,
+    registry: Arc<Registry>,
+    /// There is a job, of the interactive lane and of the other.
+    bells: [Arc<Notify>; 2],
     /// Somebody asked for a job's end: a hint to look, since anybody may notify.
     cancelled: Arc<Notify>,
 }
 
 impl News {
     fn tell(&self, payload: &str) {
-        self.bell.notify_waiters();
+        let [interactive, bulk] = &self.bells;
+        interactive.notify_waiters();
+        // A kind that nobody waits for is the other's, and so is what does not tell its lane.
+        if !self.registry.is_interactive(payload) {
+            bulk.notify_waiters();
+        }
         if payload.starts_with("cancel") {
             self.cancelled.notify_one();
         }

@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::job::{Done, Job, JobError, Turn, Why};
-use crate::queue::Notice;
+use crate::queue::{Lane, Notice};
 use crate::store::Tx;
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-type Run = Box<dyn Fn(Arc<Context>, Turn, Value) -> BoxFuture<'static, Result<Done, JobError>> + Send + Sync>;
+type Run =
+    Box<dyn Fn(Arc<Context>, Turn, &Value) -> BoxFuture<'static, Result<Done, JobError>> + Send + Sync>;
 type GaveUp =
-    Box<dyn for<'a> Fn(&'a mut Tx, Value, &'a Why) -> BoxFuture<'a, sqlx::Result<()>> + Send + Sync>;
+    Box<dyn for<'a> Fn(&'a mut Tx, &'a Value, &'a Why) -> BoxFuture<'a, sqlx::Result<()>> + Send + Sync>;
 
 /// One kind, its types erased.
 pub struct Kind {
@@ -31,8 +32,9 @@ impl Registry {
     #[must_use]
     pub fn with<J: Job>(mut self) -> Self {
         let run: Run = Box::new(|ctx, turn, payload| {
+            let job = J::deserialize(payload);
             Box::pin(async move {
-                let job: J = serde_json::from_value(payload).map_err(|error| {
+                let job = job.map_err(|error| {
                     JobError::fatal("bad_payload", anyhow::anyhow!("the payload of {}: {error}", J::KIND))
                 })?;
                 job.run(&ctx, &turn).await
@@ -41,7 +43,7 @@ impl Registry {
         let gave_up: GaveUp = Box::new(|tx, payload, why| {
             Box::pin(async move {
                 // A payload that cannot be read names no subject to tell.
-                match serde_json::from_value::<J>(payload) {
+                match J::deserialize(payload) {
                     Ok(job) => job.gave_up(tx, why).await,
                     Err(_) => Ok(()),
                 }
@@ -59,6 +61,11 @@ impl Registry {
     pub async fn publish(&self, db: &PgPool) -> sqlx::Result<()> {
         let notices: Vec<Notice> = self.0.values().map(|kind| kind.notice.clone()).collect();
         crate::queue::publish(db, &notices, crate::store::migrations::newest()).await
+    }
+
+    /// Whether a person waits for jobs of this kind.
+    pub(super) fn is_interactive(&self, kind: &str) -> bool {
+        self.0.get(kind).is_some_and(|kind| kind.notice.lane == Lane::Interactive)
     }
 
     pub(super) fn get(&self, kind: &str) -> Option<&Kind> {
