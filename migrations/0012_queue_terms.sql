@@ -279,6 +279,13 @@ BEGIN
             WHERE k.workspace_id = workspace AND k.kind = enqueue.kind AND k.key = enqueue.key;
             RETURN;
         END IF;
+    ELSIF enqueue.key IS NOT NULL THEN
+        SELECT k.job_id INTO job_id FROM gristmill.job_keys k
+        WHERE k.workspace_id = workspace AND k.kind = enqueue.kind AND k.key = enqueue.key AND k.until > now();
+        IF FOUND THEN
+            is_new := false;
+            RETURN;
+        END IF;
     END IF;
     -- The job that holds the key may end between the two statements: then the key is free again.
     FOR try IN 1..5 LOOP
@@ -347,7 +354,12 @@ BEGIN
                    CASE WHEN w.at <= now() THEN 'WAITING' ELSE 'SCHEDULED' END::gristmill.job_state,
                    coalesce(w.max_attempts, 10), w.payload, w.key, w.at, w.parent,
                    CASE WHEN w.parent IS NOT NULL THEN gristmill.root_of(w.parent, w.of_workspace) END
-            FROM wish w WHERE w.unique_for IS NULL AND w.of_workspace IS NOT NULL ORDER BY w.ord
+            FROM wish w
+            WHERE w.unique_for IS NULL AND w.of_workspace IS NOT NULL AND NOT EXISTS (
+                SELECT FROM gristmill.job_keys k WHERE k.workspace_id = w.of_workspace AND k.kind = w.kind
+                    AND k.key = w.key AND k.until > now())
+            -- Two batches over the same keys take them in the same order.
+            ORDER BY w.of_workspace, w.kind, w.key, w.ord
             ON CONFLICT (workspace_id, kind, unique_key)
                 WHERE unique_key IS NOT NULL AND state IN ('SCHEDULED', 'WAITING', 'RUNNING', 'PARKED')
                 DO NOTHING
@@ -488,13 +500,14 @@ $$;
 
 -- Asks for a job's end. One at work learns of it at once; one that waits is claimed once more,
 -- before all others of its workspace, so that its subject learns why. Answers with the state
--- it was found in, or NULL where there is no such job.
+-- it was found in, or NULL where there is no such job (of the tenant, where one is set).
 CREATE FUNCTION gristmill.cancel(job uuid) RETURNS gristmill.job_state
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill AS $$
 DECLARE
     found_state gristmill.job_state;
 BEGIN
-    SELECT state INTO found_state FROM gristmill.jobs WHERE id = job FOR UPDATE;
+    SELECT state INTO found_state FROM gristmill.jobs
+    WHERE id = job AND workspace_id = coalesce(gristmill.current_workspace(), workspace_id) FOR UPDATE;
     IF found_state IN ('SCHEDULED', 'WAITING', 'PARKED') THEN
         UPDATE gristmill.jobs
         SET cancel_requested = true, state = 'WAITING', run_at = least(run_at, now()), priority = 32767

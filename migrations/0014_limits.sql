@@ -398,6 +398,7 @@ BEGIN
         reason = CASE j.state WHEN 'PARKED' THEN NULL ELSE j.reason END,
         woken_epoch = j.epoch
     WHERE j.id = job AND j.state IN ('PARKED', 'RUNNING')
+      AND j.workspace_id = coalesce(gristmill.current_workspace(), j.workspace_id)
     RETURNING j.lane, j.kind, j.state INTO woken;
     IF woken.lane = 0 AND woken.state = 'WAITING' THEN
         PERFORM pg_notify('gristmill_jobs', woken.kind);

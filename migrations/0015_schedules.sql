@@ -172,6 +172,12 @@ BEGIN
                   least(at_most - removed, 1000);
             EXIT WHEN seen = 0;
             looked := looked + seen;
+            -- Trees that must stay are not even locked: their jobs at work go on undisturbed.
+            roots := ARRAY(
+                SELECT r FROM unnest(roots) AS r
+                WHERE NOT EXISTS (
+                    SELECT FROM jobs j WHERE (j.id = r OR j.root_id = r)
+                      AND NOT is_past(j.state, j.finished_at, older_than, dead_older_than)));
             held := ARRAY(SELECT j.id FROM jobs j WHERE j.id = ANY (roots) OR j.root_id = ANY (roots)
                           FOR UPDATE SKIP LOCKED);
             kept := ARRAY(

@@ -38,6 +38,8 @@ DECLARE
     last_place uuid;
     alone boolean;
 BEGIN
+    -- Whoever claims by hand and leaves the transaction open does not hold the others up for long.
+    PERFORM set_config('idle_in_transaction_session_timeout', '2000', true);
     PERFORM pg_advisory_xact_lock(hashtextextended('gristmill.claim', of_lane));
     -- What has become due joins those who wait.
     UPDATE gristmill.jobs j SET state = 'WAITING'
@@ -56,6 +58,11 @@ BEGIN
     END IF;
     alone := NOT EXISTS (SELECT FROM gristmill.jobs j
                          WHERE j.state = 'WAITING' AND j.lane = of_lane AND j.workspace_id < last_place);
+    -- What was called off passes every cap: it is only to be told so.
+    SELECT coalesce(array_agg(c.at), '{}') INTO taken FROM (
+        SELECT j.ctid AS at FROM gristmill.jobs j
+        WHERE j.state = 'WAITING' AND j.cancel_requested AND j.lane = of_lane AND j.kind = ANY (of_kinds)
+        LIMIT want FOR UPDATE SKIP LOCKED) c;
     rooms := ARRAY(
         SELECT CASE WHEN k.in_flight_cap IS NULL THEN want ELSE k.in_flight_cap - (
                    SELECT count(*) FROM gristmill.jobs r WHERE r.state = 'RUNNING' AND r.kind = k.kind) END
@@ -74,9 +81,13 @@ BEGIN
                  ORDER BY j.workspace_id LIMIT 1),
                 (SELECT j.workspace_id FROM gristmill.jobs j
                  WHERE j.state = 'WAITING' AND j.lane = of_lane ORDER BY j.workspace_id LIMIT 1));
-            EXIT WHEN place IS NULL OR place = barren;
+            IF place IS NULL OR place = barren THEN
+                -- Who was asked in vain has not had a turn: the next claim begins behind the last that had.
+                place := coalesce(taken_places[cardinality(taken_places)], after);
+                EXIT;
+            END IF;
             IF place = first THEN
-                quantum := 2 * quantum;
+                quantum := least(2 * quantum, want);
             END IF;
             first := coalesce(first, place);
         END IF;
@@ -104,7 +115,8 @@ BEGIN
             ORDER BY next.turn LIMIT room) AS t;
         IF cardinality(picked.rows) = 0 THEN
             turns_left := 0;
-            barren := coalesce(barren, place);
+            -- Only a place that the round found: the one it began at may have nobody waiting.
+            barren := coalesce(barren, CASE WHEN first IS NOT NULL THEN place END);
             CONTINUE;
         END IF;
         taken := taken || picked.rows;
@@ -116,13 +128,15 @@ BEGIN
     END LOOP;
 
     place := coalesce(place, after);
+    -- What is carried over is what is left of a common round.
+    turns_left := greatest(0, least(turns_left, coalesce(weight, 1) * greatest(1, want / 8)));
     IF cardinality(taken) = 0 THEN
         RETURN NEXT;
         RETURN;
     END IF;
     RETURN QUERY
     UPDATE gristmill.jobs j SET
-        state = 'RUNNING', worker = by_worker, epoch = j.epoch + 1, attempts = j.attempts + 1,
+        state = 'RUNNING', worker = by_worker, epoch = j.epoch + 1, attempts = least(j.attempts + 1, 32767),
         lease_until = clock_timestamp() + lease, started_at = clock_timestamp()
     WHERE j.ctid = ANY (taken) AND j.state = 'WAITING'
     RETURNING j.id, j.workspace_id, j.kind, j.payload, j.attempts::int, j.max_attempts::int, j.epoch, j.reason,
@@ -133,4 +147,39 @@ $$;
 -- What is at work is so little that looking through all of it costs a rescue less than this index
 -- cost every claim and every renewal.
 DROP INDEX gristmill.jobs_running;
-ALTER FUNCTION gristmill.rescue SET enable_seqscan = off;
+-- Takes back jobs whose lease ran out. One that has used its attempts waits for a worker too,
+-- which buries it: writes the reason on its subject and lays it among the dead. One that was
+-- called off does not wait.
+CREATE OR REPLACE FUNCTION gristmill.rescue(base interval, ceiling interval) RETURNS bigint
+LANGUAGE sql VOLATILE
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off SET jit = off AS $$
+    WITH lapsed AS (
+        UPDATE gristmill.jobs SET
+            state = 'SCHEDULED', epoch = epoch + 1, lease_until = NULL,
+            run_at = now() + CASE WHEN cancel_requested OR attempts <= 1 OR attempts >= max_attempts THEN interval '0'
+                                  ELSE gristmill.backoff(attempts, base, ceiling) END,
+            reason = format('worker_crash: the lease of %s lapsed at attempt %s', worker, attempts)
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM gristmill.jobs WHERE state = 'RUNNING' AND lease_until < clock_timestamp()
+            ORDER BY lease_until LIMIT 500 FOR UPDATE SKIP LOCKED))
+        RETURNING 1)
+    SELECT count(*) FROM lapsed
+$$;
+
+-- What was called off and waits to be told, or to be claimed for it.
+CREATE INDEX jobs_called_off ON gristmill.jobs (lane) WHERE state = 'WAITING' AND cancel_requested;
+
+-- Temporary tables are looked through last: else whoever may make one could put it before a
+-- table of ours, under a function that runs with its owner's rights.
+DO $$
+DECLARE
+    definer regprocedure;
+BEGIN
+    FOR definer IN
+        SELECT oid::regprocedure FROM pg_proc
+        WHERE pronamespace = 'gristmill'::regnamespace AND prosecdef
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, gristmill, pg_temp', definer);
+    END LOOP;
+END
+$$;

@@ -113,16 +113,22 @@ pub async fn claim(
 
 /// What this worker claimed without hearing of it: the reply to a claim was lost. Only the
 /// claim loop may ask, between two claims, with all it has in hand.
-pub async fn unheard(db: impl PgExecutor<'_>, ask: &Ask, in_hand: &[Lease]) -> sqlx::Result<Vec<Claimed>> {
+pub async fn unheard(
+    db: impl PgExecutor<'_>,
+    ask: &Ask,
+    want: i32,
+    in_hand: &[Lease],
+) -> sqlx::Result<Vec<Claimed>> {
     let held: Vec<Uuid> = in_hand.iter().map(|lease| lease.job.0).collect();
     let rows = sqlx::query!(
         "SELECT id, workspace_id, kind, payload, attempts, max_attempts, epoch, reason, cancel_requested
          FROM gristmill.jobs
          WHERE state = 'RUNNING' AND worker = $1 AND lane = $2::int AND lease_until > clock_timestamp()
-           AND NOT id = ANY($3)",
+           AND NOT id = ANY($3) LIMIT $4",
         ask.worker,
         ask.lane as i32,
         &held,
+        i64::from(want),
     )
     .fetch_all(db)
     .await?;
@@ -138,18 +144,28 @@ pub async fn unheard(db: impl PgExecutor<'_>, ask: &Ask, in_hand: &[Lease]) -> s
     Ok(claimed.collect())
 }
 
+/// What became of a batch of ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// How many were still ours.
+    pub held: i64,
+    /// Those of ours that an open transaction holds right now: to be written again.
+    pub busy: Vec<Uuid>,
+}
+
 /// Writes a batch of outcomes; those whose lease moved on change nothing.
 pub async fn acknowledge(
     db: impl PgExecutor<'_>,
     batch: &[(Lease, Outcome)],
     backoff: Backoff,
-) -> sqlx::Result<i64> {
+) -> sqlx::Result<Written> {
     let mut columns = Columns::default();
     for (lease, outcome) in batch {
         columns.push(*lease, outcome);
     }
-    let held = sqlx::query_scalar!(
-        r#"SELECT gristmill.acknowledge($1, $2, $3, $4, $5, $6, $7, $8) AS "held!""#,
+    sqlx::query_as!(
+        Written,
+        r#"SELECT held AS "held!", busy AS "busy!" FROM gristmill.acknowledge($1, $2, $3, $4, $5, $6, $7, $8)"#,
         &columns.ids,
         &columns.epochs,
         &columns.states as &[&str],
@@ -160,8 +176,7 @@ pub async fn acknowledge(
         interval(backoff.ceiling),
     )
     .fetch_one(db)
-    .await?;
-    Ok(held)
+    .await
 }
 
 #[derive(Default)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 const LARGEST_BATCH: usize = 500;
 const GATHERING: Duration = Duration::from_millis(1);
@@ -36,38 +37,54 @@ impl Acks {
         mut ends: mpsc::UnboundedReceiver<(Lease, Outcome)>,
         last_call: CancellationToken,
     ) {
+        // What is left in it from the last round waits for somebody's open transaction.
         let mut batch = Vec::new();
         loop {
-            let taken = tokio::select! {
+            let more = tokio::select! {
                 biased;
-                taken = ends.recv_many(&mut batch, LARGEST_BATCH) => taken,
-                () = last_call.cancelled() => 0,
+                taken = ends.recv_many(&mut batch, LARGEST_BATCH) => taken > 0,
+                () = last_call.cancelled() => false,
+                () = tokio::time::sleep(PAUSE_AFTER_FAULT), if !batch.is_empty() => true,
             };
-            if taken == 0 {
+            if !more {
                 return;
             }
             gather(&self.hands, &mut ends, &mut batch).await;
             for (_, outcome) in &mut batch {
                 make_storable(outcome);
             }
-            if let Err(error) = self.write(&batch).await {
+            let busy = self.write_each(&batch).await;
+            let written = batch.extract_if(.., |(lease, _)| !busy.contains(&lease.job.0));
+            self.hands.release(written.map(|(lease, _)| lease));
+        }
+    }
+
+    /// Writes a batch; answers with the jobs whose rows are held by somebody.
+    async fn write_each(&mut self, batch: &[(Lease, Outcome)]) -> Vec<Uuid> {
+        match self.write(batch).await {
+            Ok(busy) => busy,
+            Err(error) => {
                 // One end that cannot be stored must not keep the others from it.
                 tracing::warn!(%error, jobs = batch.len(), "the database refused a batch of ends");
-                for end in &batch {
-                    if let Err(error) = self.write(std::slice::from_ref(end)).await {
-                        tracing::error!(%error, job = %end.0.job, "its end was refused; its lease will lapse");
+                let mut busy = Vec::new();
+                for end in batch {
+                    match self.write(std::slice::from_ref(end)).await {
+                        Ok(held) => busy.extend(held),
+                        Err(error) => {
+                            tracing::error!(%error, job = %end.0.job, "its end was refused; its lease will lapse");
+                        }
                     }
                 }
+                busy
             }
-            self.hands.release(batch.drain(..).map(|(lease, _)| lease));
         }
     }
 
     /// Tries until the database answers; its error when the data is what it refuses.
-    async fn write(&mut self, batch: &[(Lease, Outcome)]) -> sqlx::Result<()> {
+    async fn write(&mut self, batch: &[(Lease, Outcome)]) -> sqlx::Result<Vec<Uuid>> {
         loop {
             match self.attempt(batch).await {
-                Ok(()) => return Ok(()),
+                Ok(busy) => return Ok(busy),
                 Err(error) if is_refused(&error) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, jobs = batch.len(), "acknowledging failed; trying again");
@@ -77,11 +94,12 @@ impl Acks {
         }
     }
 
-    async fn attempt(&mut self, batch: &[(Lease, Outcome)]) -> sqlx::Result<()> {
+    async fn attempt(&mut self, batch: &[(Lease, Outcome)]) -> sqlx::Result<Vec<Uuid>> {
         let mut connection = self.line.take().await?;
-        in_time(self.patience, desk::acknowledge(&mut connection, batch, self.backoff)).await?;
+        let asked = desk::acknowledge(&mut connection, batch, self.backoff);
+        let written = in_time(self.patience, asked).await?;
         self.line.give_back(connection);
-        Ok(())
+        Ok(written.busy)
     }
 }
 

@@ -13,11 +13,16 @@ use futures::FutureExt;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+
+/// So long after its time limit a job that still has not ended is left to others.
+const OVERTIME: Duration = Duration::from_mins(1);
+/// So often an end is tried whose subject cannot be told; then the job ends without.
+const TRIES_TO_TELL: i32 = 3;
 
 /// What every attempt needs; shared by all.
 pub struct Bench {
@@ -59,7 +64,11 @@ async fn attempt(bench: Arc<Bench>, held: Held) {
         // A panic ends the attempt. What it left half done is the job's own, and is dropped here.
         let end = AssertUnwindSafe(work(&bench, &job, stop)).catch_unwind().await;
         let end = end.unwrap_or_else(|panic| again(&job, "panic", words(panic.as_ref())));
-        settle(&bench, &job, end).await;
+        // The subject is told there, which is the job's own code too.
+        if let Err(panic) = AssertUnwindSafe(settle(&bench, &job, end)).catch_unwind().await {
+            let reason = format!("panic while it was given up: {}", words(panic.as_ref()));
+            bench.ends.send((job.lease, Outcome::Retry { reason })).ok();
+        }
     };
     attempted.instrument(span).await;
 }
@@ -89,7 +98,8 @@ async fn work(bench: &Bench, job: &Claimed, stop: CancellationToken) -> End {
     }
     let turn = Turn { lease: job.lease, attempt: job.attempt, stop: stop.clone() };
     let run = (kind.run)(bench.ctx.clone(), turn, &job.payload);
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
+    bench.hands.ends_by(job.lease, began + kind.timeout + OVERTIME);
     let verdict = tokio::select! {
         // A job that has ended has ended, whatever it was told meanwhile.
         biased;
@@ -226,7 +236,9 @@ enum Last {
 async fn give_up(bench: &Bench, job: &Claimed, why: &Why, last: Last) -> Result<(), Fence> {
     let mut tx = crate::store::begin(&bench.ctx.db).await?;
     job.lease.enter(&mut tx).await?;
-    if let Some(kind) = bench.registry.get(&job.kind) {
+    if job.attempt > job.max_attempts + TRIES_TO_TELL {
+        tracing::error!("its subject could not be told; the reason stands on the job alone");
+    } else if let Some(kind) = bench.registry.get(&job.kind) {
         (kind.gave_up)(&mut tx, &job.payload, why).await?;
     }
     let reason = format!("{}: {}", why.code, why.reason);

@@ -74,6 +74,7 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Vec<Held>>) {
         let want = permits.num_permits();
         // Armed before the query, so a bell between query and sleep is not missed.
         let rung = bell.notified();
+        let before = counter.place;
         let Some(jobs) = counter.next(want as i32).await else {
             drop(permits);
             tokio::time::sleep(PAUSE_AFTER_FAULT).await;
@@ -93,7 +94,8 @@ async fn claim_jobs(claiming: Claiming, give: mpsc::Sender<Vec<Held>>) {
             tokio::select! {
                 () = hands.closing.cancelled() => return,
                 () = rung => {}
-                () = tokio::time::sleep(if found == 0 { poll } else { TRICKLE.min(poll) }) => {}
+                // A round that found nothing and did not come round goes on where it stopped.
+                () = tokio::time::sleep(if found == 0 && counter.place == before { poll } else { TRICKLE.min(poll) }) => {}
             }
         }
     }
@@ -112,26 +114,25 @@ impl Counter {
     /// answer is what was claimed and never heard of.
     async fn next(&mut self, want: i32) -> Option<Vec<Claimed>> {
         if self.unheard {
-            let missed = self.ask(None).await?;
-            self.unheard = false;
+            let missed = self.ask(want, true).await?;
+            self.unheard = missed.len() == want as usize;
             if !missed.is_empty() {
                 return Some(missed);
             }
         }
-        let jobs = self.ask(Some(want)).await;
+        let jobs = self.ask(want, false).await;
         self.unheard = jobs.is_none();
         jobs
     }
 
-    async fn ask(&mut self, want: Option<i32>) -> Option<Vec<Claimed>> {
+    async fn ask(&mut self, want: i32, missed: bool) -> Option<Vec<Claimed>> {
         let Claiming { line, patience, ask, hands, .. } = &mut self.claiming;
         let asked = async {
             let mut connection = line.take().await?;
-            let jobs = match want {
-                Some(want) => {
-                    in_time(*patience, desk::claim(&mut connection, ask, want, &mut self.place)).await?
-                }
-                None => in_time(*patience, desk::unheard(&mut connection, ask, &hands.leases())).await?,
+            let jobs = if missed {
+                in_time(*patience, desk::unheard(&mut connection, ask, want, &hands.leases())).await?
+            } else {
+                in_time(*patience, desk::claim(&mut connection, ask, want, &mut self.place)).await?
             };
             line.give_back(connection);
             Ok::<_, sqlx::Error>(jobs)

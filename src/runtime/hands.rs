@@ -8,6 +8,7 @@ use crate::queue::Lease;
 use crate::queue::desk::Claimed;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -19,10 +20,19 @@ pub struct Held {
     pub stop: CancellationToken,
 }
 
+/// How a job is held.
+#[derive(Debug)]
+struct Grip {
+    lease: Lease,
+    stop: CancellationToken,
+    /// When its attempt must be over, once it has begun.
+    ends_by: Option<Instant>,
+}
+
 /// The jobs in hand and the places left.
 #[derive(Debug)]
 pub struct Hands {
-    held: Mutex<HashMap<JobId, (Lease, CancellationToken)>>,
+    held: Mutex<HashMap<JobId, Grip>>,
     pub(super) places: Arc<Semaphore>,
     /// Fires once: no more claims.
     pub(super) closing: CancellationToken,
@@ -37,7 +47,7 @@ impl Hands {
         }
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, (Lease, CancellationToken)>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Grip>> {
         // The map is valid after any panic: each change is one call.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -47,11 +57,11 @@ impl Hands {
         let mut map = self.map();
         let held = jobs.into_iter().map(|job| {
             let stop = CancellationToken::new();
-            let before = map.insert(job.lease.job, (job.lease, stop.clone()));
-            if let Some((_, lost)) = before {
+            let grip = Grip { lease: job.lease, stop: stop.clone(), ends_by: None };
+            if let Some(before) = map.insert(job.lease.job, grip) {
                 // Lapsed, and claimed by us again while the old attempt is still at it: that one
                 // ends now, and its place is free, for its release will find another epoch.
-                lost.cancel();
+                before.stop.cancel();
                 self.places.add_permits(1);
             }
             Held { job, stop }
@@ -64,7 +74,7 @@ impl Hands {
         let mut map = self.map();
         let mut free = 0;
         for lease in leases {
-            if map.get(&lease.job).is_some_and(|(held, _)| held.epoch == lease.epoch) {
+            if map.get(&lease.job).is_some_and(|grip| grip.lease.epoch == lease.epoch) {
                 map.remove(&lease.job);
                 free += 1;
             }
@@ -74,22 +84,39 @@ impl Hands {
     }
 
     pub fn leases(&self) -> Vec<Lease> {
-        self.map().values().map(|(lease, _)| *lease).collect()
+        self.map().values().map(|grip| grip.lease).collect()
+    }
+
+    /// The leases to be kept: not those of attempts that should be over. One that blocks its
+    /// thread never meets its own time limit; so somebody else may have the job.
+    pub fn leases_to_keep(&self) -> Vec<Lease> {
+        let now = Instant::now();
+        let kept = |grip: &&Grip| grip.ends_by.is_none_or(|by| now < by);
+        self.map().values().filter(kept).map(|grip| grip.lease).collect()
+    }
+
+    /// Notes when the attempt must be over.
+    pub fn ends_by(&self, lease: Lease, by: Instant) {
+        if let Some(grip) = self.map().get_mut(&lease.job)
+            && grip.lease.epoch == lease.epoch
+        {
+            grip.ends_by = Some(by);
+        }
     }
 
     /// Tells one job to stop.
     pub fn stop(&self, lease: Lease) {
-        if let Some((held, token)) = self.map().get(&lease.job)
-            && held.epoch == lease.epoch
+        if let Some(grip) = self.map().get(&lease.job)
+            && grip.lease.epoch == lease.epoch
         {
-            token.cancel();
+            grip.stop.cancel();
         }
     }
 
     /// Tells every job to stop.
     pub fn stop_all(&self) {
-        for (_, token) in self.map().values() {
-            token.cancel();
+        for grip in self.map().values() {
+            grip.stop.cancel();
         }
     }
 

@@ -84,7 +84,7 @@ async fn show(duty: &Duty, line: &mut Line) -> sqlx::Result<()> {
 
 async fn round(duty: &Duty, hands: &[Arc<Hands>], line: &mut Line) -> sqlx::Result<()> {
     let mut connection = line.take().await?;
-    let held: Vec<_> = hands.iter().flat_map(|hands| hands.leases()).collect();
+    let held: Vec<_> = hands.iter().flat_map(|hands| hands.leases_to_keep()).collect();
     if !held.is_empty() {
         let ours = in_time(duty.patience(), desk::renew(&mut connection, &held, duty.lease)).await?;
         for lease in held {

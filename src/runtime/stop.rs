@@ -116,7 +116,7 @@ impl Worker {
             left.iter().map(|lease| (*lease, Outcome::HandedBack { reason: reason.into() })).collect();
         let handed_back = async {
             let mut connection = self.farewell.take().await?;
-            desk::acknowledge(&mut connection, &batch, self.backoff).await
+            desk::acknowledge(&mut connection, &batch, self.backoff).await.map(|written| written.held)
         };
         match in_time(patience, handed_back).await {
             Ok(held) => tracing::warn!(jobs = held, "handed back jobs that did not end in time"),

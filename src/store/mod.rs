@@ -133,7 +133,8 @@ pub async fn take_role(connection: &mut PgConnection, role: &str) -> sqlx::Resul
     sqlx::query(
         "SELECT set_config('role', $1, false), set_config('tcp_keepalives_idle', '30', false),
                 set_config('tcp_keepalives_interval', '10', false), set_config('tcp_keepalives_count', '3', false),
-                set_config('tcp_user_timeout', '60000', false)",
+                set_config('tcp_user_timeout', '60000', false),
+                set_config('client_connection_check_interval', '5000', false)",
     )
     .bind(role)
     .execute(connection)

@@ -303,7 +303,7 @@ async fn a_stale_worker_changes_nothing(db: PgPool) -> anyhow::Result<()> {
     assert!(matches!(stale.lease.enter(&mut tx).await, Err(Fence::Lost)), "somebody else holds it now");
     drop(tx);
     let late = [(stale.lease, Outcome::Done), (stale.lease, Outcome::Retry { reason: "late".into() })];
-    assert_eq!(desk::acknowledge(&world.ctx.db, &late, BACKOFF).await?, 0);
+    assert_eq!(desk::acknowledge(&world.ctx.db, &late, BACKOFF).await?.held, 0);
     assert_eq!(world.job(id).await?.0, "RUNNING");
 
     let mut tx = gristmill::store::begin(&world.ctx.db).await?;

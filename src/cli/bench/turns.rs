@@ -67,7 +67,7 @@ impl Fairness {
         let told = on_a_server(house, async |server| {
             let (alone, _) = self.once(house, &server.lay().await?, 0).await?;
             let (beside, waits) = self.once(house, &server.lay().await?, self.few).await?;
-            Ok(self.tell(alone, beside, waits))
+            Ok(self.tell(alone, beside, &waits))
         });
         println!("{}", told.await?);
         Ok(ExitCode::SUCCESS)
@@ -106,7 +106,7 @@ impl Fairness {
         Ok((rate, waits))
     }
 
-    fn tell(&self, alone: f64, beside: f64, waits: Vec<f64>) -> String {
+    fn tell(&self, alone: f64, beside: f64, waits: &[f64]) -> String {
         let Self { jobs, few, milliseconds, concurrency } = self;
         let mut told = table(["what", "figure", "goal"]);
         let behind = *jobs as f64 * 0.8 / beside;
@@ -114,8 +114,8 @@ impl Fairness {
             ("the large tenant alone, jobs/s", format!("{alone:.1}"), String::new()),
             ("beside the small one, jobs/s", format!("{beside:.1}"), String::new()),
             ("it loses", format!("{:.1} %", 100.0 * (1.0 - beside / alone)), "≤ 10 %".into()),
-            ("a job of the small one waits, p50", seconds(at(&waits, 0.5)), String::new()),
-            ("p95", seconds(at(&waits, 0.95)), "≤ 2 s".into()),
+            ("a job of the small one waits, p50", seconds(at(waits, 0.5)), String::new()),
+            ("p95", seconds(at(waits, 0.95)), "≤ 2 s".into()),
             ("behind the backlog it would have waited", seconds(behind), String::new()),
         ];
         for (what, figure, goal) in rows {

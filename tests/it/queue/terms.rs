@@ -2,6 +2,7 @@
 
 use super::{Act, Deed, act, registry, world};
 use crate::world::World;
+use gristmill::queue::desk::{self, Outcome};
 use gristmill::queue::{EnqueueError, Enqueued, Notice, Terms, cancel, enqueue_as, enqueue_many};
 use gristmill::runtime::Worker;
 use serde_json::json;
@@ -192,5 +193,68 @@ async fn a_forged_notification_cancels_nothing(db: PgPool) -> anyhow::Result<()>
         .await?;
     world.until("it is done", "SELECT bool_and(state = 'DONE') FROM gristmill.jobs").await?;
     worker.stop().await;
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_row_that_somebody_holds_keeps_nobody_elses_end_from_being_written(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let ids = [world.ask(&act("held", Deed::Succeed)).await?, world.ask(&act("free", Deed::Succeed)).await?];
+    let claimed = world.claim(2).await?;
+    let mut holder = world.admin.begin().await?;
+    sqlx::query("SELECT gristmill.cancel($1)").bind(ids[0].0).execute(&mut *holder).await?;
+    let ends: Vec<_> = claimed.iter().map(|job| (job.lease, Outcome::Done)).collect();
+    let written = desk::acknowledge(&world.ctx.db, &ends, super::BACKOFF);
+    let written = tokio::time::timeout(Duration::from_secs(20), written).await??;
+    assert_eq!((written.held, written.busy.as_slice()), (1, [ids[0].0].as_slice()));
+    assert_eq!(world.job(ids[1]).await?.0, "DONE");
+    holder.rollback().await?;
+    let again = desk::acknowledge(&world.ctx.db, &ends, super::BACKOFF).await?;
+    assert_eq!((again.held, again.busy.len()), (1, 0));
+    assert_eq!(world.job(ids[0]).await?.0, "DONE");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_job_that_was_called_off_while_it_ran_does_not_sit_out_its_wait(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let id = world.ask(&act("a", Deed::Succeed)).await?;
+    let job = world.claim(1).await?.remove(0);
+    cancel(&world.ctx.db, id).await?;
+    let wait = Outcome::Wait { delay: Duration::from_hours(1), reason: "busy".into() };
+    desk::acknowledge(&world.ctx.db, &[(job.lease, wait)], super::BACKOFF).await?;
+    world.work(registry).await?;
+    assert_eq!(world.job(id).await?.0, "CANCELLED");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_tenant_cannot_call_off_another_ones_job(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let id = world.ask(&act("a", Deed::Succeed)).await?;
+    let mut conn = world.admin.acquire().await?;
+    let other = gristmill::store::tenants::ensure_workspace(&mut conn, "other").await?;
+    let mut tx = gristmill::store::tenant(&world.ctx.db, other).await?;
+    let found: Option<String> =
+        sqlx::query_scalar("SELECT gristmill.cancel($1)::text").bind(id.0).fetch_one(&mut *tx).await?;
+    assert_eq!(found, None, "as if there were none");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_key_that_outlives_its_job_is_taken_for_everybody(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let keyed = Act { key: Some("once".into()), ..act("a", Deed::Succeed) };
+    let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
+    let an_hour = Terms { unique_for: Some(Duration::from_hours(1)), ..Terms::default() };
+    let first = enqueue_as(&mut tx, world.workspace, &keyed, &an_hour).await?.job();
+    tx.commit().await?;
+    world.work(registry).await?;
+    assert_eq!(world.ask(&keyed).await?, first, "also for who asks without a time");
+    let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
+    let many = enqueue_many(&mut tx, world.workspace, &[keyed], &Terms::default()).await?;
+    assert_eq!(many, [Enqueued::Duplicate(first)]);
     Ok(())
 }

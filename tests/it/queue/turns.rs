@@ -188,3 +188,69 @@ async fn a_claim_touches_no_more_pages_when_a_million_jobs_of_a_thousand_workspa
     assert!(plan.contains("Index Scan using jobs_waiting") && !plan.contains("Sort"), "{plan}");
     Ok(())
 }
+
+/// Two claims between which nothing was free must not cost the next workspace its turn.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_claim_that_finds_no_room_takes_nobodys_turn(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    for name in ["a", "b", "c"] {
+        world.crowd(name, 20).await?;
+    }
+    world.change("UPDATE gristmill.kinds SET in_flight_cap = 1 WHERE kind = 'act'").await?;
+    let (ask, mut place) = (ask(&["act"], 64), Place::default());
+    let mut claimed = Vec::new();
+    for _ in 0..9 {
+        claimed.extend(desk::claim(&world.ctx.db, &ask, 4, &mut place).await?);
+        assert!(desk::claim(&world.ctx.db, &ask, 4, &mut place).await?.is_empty());
+        world.change("UPDATE gristmill.jobs SET state = 'DONE', lease_until = NULL, finished_at = now() WHERE state = 'RUNNING'").await?;
+    }
+    assert_eq!(shares(&claimed).into_values().collect::<Vec<_>>(), [3, 3, 3]);
+    Ok(())
+}
+
+/// Turns left with a workspace that has nobody waiting any more, and one beside it at its cap.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn turns_left_with_one_that_has_no_jobs_end_the_round_all_the_same(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let gone = world.crowd("gone", 0).await?;
+    for name in ["full", "full too"] {
+        world.crowd(name, 5).await?;
+    }
+    let ask = ask(&["act"], 2);
+    assert_eq!(desk::claim(&world.ctx.db, &ask, 9, &mut Place::default()).await?.len(), 4);
+    let mut place = Place { workspace: gone.0, turns_left: 3 };
+    assert!(desk::claim(&world.ctx.db, &ask, 9, &mut place).await?.is_empty());
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn one_that_was_alone_is_not_owed_all_the_places_when_another_comes(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let alone = world.crowd("alone", 600).await?;
+    let (ask, mut place) = (ask(&["act"], 1000), Place::default());
+    desk::claim(&world.ctx.db, &ask, 100, &mut place).await?;
+    let late = world.crowd("late", 1).await?;
+    let mut before = 0;
+    loop {
+        let next = desk::claim(&world.ctx.db, &ask, 1, &mut place).await?.remove(0);
+        if next.lease.workspace == late {
+            break;
+        }
+        assert_eq!(next.lease.workspace, alone);
+        before += 1;
+    }
+    assert!(before <= 100 / 8, "{before} went before it");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn what_was_called_off_passes_every_cap(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let id = world.ask(&act("a", super::Deed::Succeed)).await?;
+    world.change("UPDATE gristmill.kinds SET in_flight_cap = 0 WHERE kind = 'act'").await?;
+    assert!(desk::claim(&world.ctx.db, &ask(&["act"], 0), 9, &mut Place::default()).await?.is_empty());
+    gristmill::queue::cancel(&world.ctx.db, id).await?;
+    let claimed = desk::claim(&world.ctx.db, &ask(&["act"], 0), 9, &mut Place::default()).await?;
+    assert!(claimed.len() == 1 && claimed[0].cancel_requested);
+    Ok(())
+}

@@ -232,3 +232,20 @@ async fn every_foreign_key_is_found_by_an_index(db: PgPool) -> anyhow::Result<()
     assert!(unindexed.is_empty(), "{unindexed:?}");
     Ok(())
 }
+
+/// Temporary tables come first where a path does not name them: under a function with its owner's
+/// rights, whoever may make one could put a table of their own, with triggers, in place of ours.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn functions_with_their_owners_rights_look_through_temporary_tables_last(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let open = names(
+        &db,
+        "SELECT oid::regprocedure::text FROM pg_proc
+         WHERE pronamespace = 'gristmill'::regnamespace AND prosecdef
+           AND NOT EXISTS (SELECT FROM unnest(proconfig) c WHERE c LIKE 'search_path=%, pg_temp')",
+    )
+    .await?;
+    assert!(open.is_empty(), "open to temporary tables: {open:?}");
+    Ok(())
+}
