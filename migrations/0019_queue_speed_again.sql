@@ -173,13 +173,15 @@ CREATE INDEX jobs_called_off ON gristmill.jobs (lane) WHERE state = 'WAITING' AN
 -- table of ours, under a function that runs with its owner's rights.
 DO $$
 DECLARE
-    definer regprocedure;
+    definer record;
 BEGIN
     FOR definer IN
-        SELECT oid::regprocedure FROM pg_proc
-        WHERE pronamespace = 'gristmill'::regnamespace AND prosecdef
+        SELECT p.oid::regprocedure AS name, substr(c.setting, length('search_path=') + 1) AS path
+        FROM pg_proc p, unnest(p.proconfig) AS c (setting)
+        WHERE p.pronamespace = 'gristmill'::regnamespace AND p.prosecdef
+          AND c.setting LIKE 'search_path=%' AND c.setting NOT LIKE '%pg_temp'
     LOOP
-        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, gristmill, pg_temp', definer);
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', definer.name, definer.path);
     END LOOP;
 END
 $$;
