@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
+use crate::guard::Guard;
 use crate::objects::Objects;
 use crate::scan::Scanner;
 use sqlx::PgPool;
@@ -15,6 +16,8 @@ pub struct Context {
     pub settings: Config,
     pub db: PgPool,
     pub objects: Objects,
+    /// What may be reached from here.
+    pub guard: Guard,
     pub fetcher: Fetcher,
     pub scanner: Scanner,
     pub extractor: Extractor,
@@ -34,6 +37,7 @@ impl Context {
     pub fn with(settings: Config, program: PathBuf, db: PgPool, embedder: Embedder) -> anyhow::Result<Self> {
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
+            guard: Guard::new(&settings.fetch.allow),
             fetcher: Fetcher::new(&settings.fetch)?,
             scanner: Scanner::new(&settings.scan)?,
             extractor: Extractor::new(&settings.extract, program),

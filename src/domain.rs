@@ -1,5 +1,9 @@
 //! Ids and words that every floor speaks: the ground floor, knows nothing of ours.
 
+mod tool;
+
+pub use tool::{Credential, ToolOutput};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 

@@ -6,6 +6,8 @@ pub mod domain;
 
 pub mod config;
 
+pub mod guard;
+
 pub mod chunk;
 pub mod embed;
 pub mod extract;

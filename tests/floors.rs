@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 /// Ground first. Every module of the crate stands on one.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["domain"],
     &["config"],
+    &["guard"],
     &["store", "queue", "objects", "fetch", "scan", "extract", "chunk", "embed"],
     &["context"],
     &["job"],

@@ -1,29 +1,7 @@
 //! Why a URL was not downloaded, and whether trying again helps.
 
-use super::resolver::Blocked;
-use std::net::IpAddr;
+use crate::guard::{Refusal, refused};
 use std::time::Duration;
-
-/// Why a URL is not even asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("it is not a URL")]
-    NotAUrl,
-    #[error("only http and https are fetched")]
-    Scheme,
-    #[error("it carries credentials")]
-    Credentials,
-    #[error("it names no host")]
-    NoHost,
-    #[error("{host} leads to {address}, which is {network}")]
-    Address { host: String, address: IpAddr, network: &'static str },
-    #[error("it redirects from https to http")]
-    Downgrade,
-    #[error("it redirects more than {limit} times")]
-    TooManyRedirects { limit: usize },
-    #[error("it redirects to nowhere")]
-    BadRedirect,
-}
 
 /// Why nothing was downloaded.
 #[derive(Debug, thiserror::Error)]
@@ -78,13 +56,8 @@ impl FetchError {
         if error.is_builder() {
             return Self::Refused { reason: Refusal::NotAUrl };
         }
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(inner) = cause {
-            if let Some(Blocked { host, address, network }) = inner.downcast_ref() {
-                let (host, address) = (host.clone(), *address);
-                return Self::Refused { reason: Refusal::Address { host, address, network } };
-            }
-            cause = inner.source();
+        if let Some(reason) = refused(&error) {
+            return Self::Refused { reason };
         }
         // The URL may hold a token in its query: it stays out of logs and error columns.
         Self::Unreachable(error.without_url())

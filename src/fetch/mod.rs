@@ -1,30 +1,23 @@
-//! The guarded HTTP client: bytes from a URL that a user named.
+//! Downloads: bytes from a URL that a user named.
 //!
-//! Before it: a job with a `source_url`. After it: a local file with size and sha256. Every
-//! address is checked where it is used (literal hosts here, names in the connector's own
-//! resolver), redirects are followed by hand and each hop is checked again, and proxies of the
-//! environment are ignored, because behind one nobody filters.
+//! Before it: a job with a `source_url`. After it: a local file with size and sha256. Redirects
+//! are followed by hand, and each hop passes the guard again.
 
-mod address;
 mod error;
 mod name;
-mod resolver;
 
-pub use error::{FetchError, Refusal};
+pub use crate::guard::Refusal;
+pub use error::FetchError;
 
 use crate::config;
-use address::refusal;
-use ipnet::IpNet;
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Response, redirect};
-use resolver::{Guard, Lookup, System};
+use crate::guard::{Guard, Lookup, System, target};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_DISPOSITION, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Response};
 use sha2::{Digest, Sha256};
-use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use url::{Host, Url};
+use url::Url;
 
 /// Longest wait that a server's Retry-After is believed.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
@@ -33,9 +26,9 @@ const STALL: Duration = Duration::from_secs(30);
 
 /// A client that reaches only the public Internet, and the networks the settings allow.
 #[derive(Debug, Clone)]
-pub struct Fetcher {
+pub struct Fetcher<L = System> {
+    guard: Guard<L>,
     client: Client,
-    allow: Arc<[IpNet]>,
     max_bytes: u64,
     max_redirects: usize,
     total: Duration,
@@ -57,30 +50,16 @@ pub struct Fetched {
 impl Fetcher {
     /// Makes the client with the operating system's resolver and certificate store.
     pub fn new(settings: &config::Fetch) -> Result<Self, FetchError> {
-        Self::with_lookup(settings, System)
+        Self::with_guard(settings, Guard::new(&settings.allow))
     }
+}
 
-    fn with_lookup(settings: &config::Fetch, lookup: impl Lookup) -> Result<Self, FetchError> {
-        // Whoever comes second finds a provider installed: the same one, or one as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let allow: Arc<[IpNet]> = settings.allow.clone().into();
-        #[expect(clippy::disallowed_methods, reason = "this is the guarded client of fetch")]
-        let client = Client::builder()
-            .dns_resolver(Guard { lookup: Arc::new(lookup), allow: Arc::clone(&allow) })
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .no_gzip()
-            .no_brotli()
-            .no_zstd()
-            .no_deflate()
-            .connect_timeout(Duration::from_secs(settings.connect_seconds))
-            .read_timeout(STALL)
-            .user_agent(concat!("gristmill/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(FetchError::Client)?;
+impl<L: Lookup> Fetcher<L> {
+    fn with_guard(settings: &config::Fetch, guard: Guard<L>) -> Result<Self, FetchError> {
+        let connect = Duration::from_secs(settings.connect_seconds);
         Ok(Self {
-            client,
-            allow,
+            client: guard.client(connect, Some(STALL)).map_err(FetchError::Client)?,
+            guard,
             max_bytes: settings.max_bytes,
             max_redirects: settings.max_redirects,
             total: Duration::from_secs(settings.total_seconds),
@@ -100,7 +79,7 @@ impl Fetcher {
         let mut url = Url::parse(url).map_err(|_| Refusal::NotAUrl)?;
         let mut hops = 0;
         let response = loop {
-            self.check(&url)?;
+            self.guard.check(&url)?;
             let wish = self.client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
             let response = wish.send().await.map_err(FetchError::sending)?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -114,27 +93,6 @@ impl Fetcher {
         };
         let response = accept(response)?;
         self.save(response, &url, into).await
-    }
-
-    /// What can be told of a URL before any lookup. Literal addresses never see the resolver,
-    /// so they are judged here; the URL parser has folded their odd spellings already.
-    fn check(&self, url: &Url) -> Result<(), Refusal> {
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(Refusal::Scheme);
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(Refusal::Credentials);
-        }
-        let address: IpAddr = match url.host() {
-            None | Some(Host::Domain("")) => return Err(Refusal::NoHost),
-            Some(Host::Domain(_)) => return Ok(()),
-            Some(Host::Ipv4(address)) => address.into(),
-            Some(Host::Ipv6(address)) => address.into(),
-        };
-        match refusal(address, &self.allow) {
-            None => Ok(()),
-            Some(network) => Err(Refusal::Address { host: address.to_string(), address, network }),
-        }
     }
 
     async fn save(&self, mut response: Response, url: &Url, into: &Path) -> Result<Fetched, FetchError> {
@@ -168,16 +126,6 @@ impl Fetcher {
             file_name: name::file_name(disposition.as_deref(), url),
         })
     }
-}
-
-/// Where a redirect leads; never from https down to http.
-fn target(from: &Url, headers: &HeaderMap) -> Result<Url, Refusal> {
-    let location = headers.get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
-    let next = from.join(location.ok_or(Refusal::BadRedirect)?).map_err(|_| Refusal::BadRedirect)?;
-    if from.scheme() == "https" && next.scheme() == "http" {
-        return Err(Refusal::Downgrade);
-    }
-    Ok(next)
 }
 
 /// Sorts the status; only 200 carries the file (206 would be a piece of one).

@@ -17,7 +17,7 @@ fn settings(allow: &[&str]) -> config::Fetch {
 
 fn refused(url: &str) -> Result<(), Refusal> {
     let fetcher = Fetcher::new(&settings(&[])).unwrap();
-    fetcher.check(&Url::parse(url).map_err(|_| Refusal::NotAUrl)?)
+    fetcher.guard.check(&Url::parse(url).map_err(|_| Refusal::NotAUrl)?)
 }
 
 #[test]
@@ -83,7 +83,8 @@ async fn a_name_that_turns_to_loopback_gets_no_connection() {
     let decoy = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = decoy.local_addr().unwrap().port();
     let asked = Arc::new(AtomicUsize::new(0));
-    let fetcher = Fetcher::with_lookup(&settings(&[]), Rebinding(Arc::clone(&asked))).unwrap();
+    let fetcher =
+        Fetcher::with_guard(&settings(&[]), Guard::with_lookup(&[], Rebinding(Arc::clone(&asked)))).unwrap();
     let into = tempfile::NamedTempFile::new().unwrap();
     for _ in 0..3 {
         let wrong = fetcher.download(&format!("http://rebind.test:{port}/"), into.path()).await.unwrap_err();

@@ -9,12 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// Asks for the addresses of a name: the system's resolver, or a test's.
-pub(super) trait Lookup: Send + Sync + 'static {
+pub trait Lookup: Send + Sync + 'static {
     fn lookup(&self, host: String) -> impl Future<Output = io::Result<Vec<IpAddr>>> + Send;
 }
 
 /// The operating system's resolver.
-pub(super) struct System;
+#[derive(Debug, Clone, Copy)]
+pub struct System;
 
 impl Lookup for System {
     async fn lookup(&self, host: String) -> io::Result<Vec<IpAddr>> {
@@ -31,12 +32,12 @@ pub(super) struct Blocked {
     pub network: &'static str,
 }
 
-pub(super) struct Guard<L> {
+pub(super) struct Filter<L> {
     pub lookup: Arc<L>,
     pub allow: Arc<[IpNet]>,
 }
 
-impl<L: Lookup> Resolve for Guard<L> {
+impl<L: Lookup> Resolve for Filter<L> {
     fn resolve(&self, name: Name) -> Resolving {
         let (lookup, allow) = (Arc::clone(&self.lookup), Arc::clone(&self.allow));
         let host = name.as_str().to_owned();
