@@ -30,6 +30,7 @@ pub struct Config {
     pub chunk: Chunk,
     pub embed: Embed,
     pub search: Search,
+    pub tools: Tools,
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
@@ -164,6 +165,28 @@ pub struct Search {
 pub enum Fusion {
     Convex,
     ReciprocalRank,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tools {
+    pub ask: Ask,
+    pub approval_hours: u32,
+    pub parallel_calls: u32,
+    pub idle_seconds: u32,
+    pub total_seconds: u32,
+    pub inline_bytes: usize,
+    pub view_chars: usize,
+    pub page_chars: usize,
+}
+
+/// Which calls a person is asked about where no policy of the workspace says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ask {
+    Never,
+    Effectful,
+    Always,
 }
 
 #[derive(Debug, Clone, Deserialize)]

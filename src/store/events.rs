@@ -1,6 +1,6 @@
 //! What the chat layer learns, written in the transaction of the change it tells.
 
-use crate::domain::{AttachmentId, GenerationId, JobId, WorkspaceId};
+use crate::domain::{AttachmentId, GenerationId, JobId, ToolCallId, WorkspaceId};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -20,6 +20,8 @@ pub enum Event<'a> {
     },
     /// `budget.differs`: the counters of a budget are not the sums of its rows.
     Budget { id: Uuid, body: Value },
+    /// `tool_call.progress`: what a call at work said of itself. Its states are told by the database.
+    ToolProgress { id: ToolCallId, body: Value },
     /// `house.<what>`: something the house did for itself; told in its own workspace.
     House { what: &'a str, job: JobId, body: Value },
 }
@@ -37,6 +39,9 @@ impl Event<'_> {
                 json!({ "attachment": attachment, "done": done, "total": total }),
             ),
             Self::Budget { id, body } => ("budget.differs".to_owned(), "budget", *id, body.clone()),
+            Self::ToolProgress { id, body } => {
+                ("tool_call.progress".to_owned(), "tool_call", id.0, body.clone())
+            }
             Self::House { what, job, body } => (format!("house.{what}"), "job", job.0, body.clone()),
         }
     }

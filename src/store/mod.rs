@@ -25,6 +25,11 @@ pub mod schedules;
 pub mod search;
 pub mod sweeps;
 pub mod tenants;
+pub mod tool_access;
+pub mod tool_attempts;
+pub mod tool_calls;
+pub mod tool_policies;
+pub mod tool_results;
 pub mod verdicts;
 
 use crate::config;
