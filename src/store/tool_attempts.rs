@@ -27,7 +27,7 @@ pub struct Start {
 pub async fn insert(conn: &mut PgConnection, workspace: WorkspaceId, start: Start) -> sqlx::Result<Uuid> {
     sqlx::query_scalar!(
         "INSERT INTO gristmill.tool_attempts (workspace_id, call_id, effect, idempotency_key, ordered, ordered_by)
-         VALUES ($1, $2, $3::text::gristmill.tool_effect, $2::text, $4, $5) RETURNING id",
+         VALUES ($1, $2, $3::text::gristmill.tool_effect, $2::uuid::text, $4, $5) RETURNING id",
         workspace.0,
         start.call.0,
         start.effect.as_str(),

@@ -47,7 +47,7 @@ pub async fn insert(
     sqlx::query!(
         "INSERT INTO gristmill.tool_results
              (id, workspace_id, call_id, result, bucket, key, sha256, size, view, error, is_error, blocks, truncated, resource_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10 IS NOT NULL, $11, $12, $13)",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text, $10::text IS NOT NULL, $11, $12, $13)",
         result.id,
         workspace.0,
         of.0,

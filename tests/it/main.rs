@@ -31,5 +31,6 @@ mod schedules;
 mod schema;
 mod search;
 mod tidy;
+mod tool_call;
 mod verify;
 mod world;
