@@ -2,7 +2,6 @@
 --
 --   call_tool      writes the call and its job, in the caller's transaction
 --   approve_call, deny_call, cancel_call, resolve_unknown    a person's word on it
---   wake_calls     what calls waited for (a credential, a definition's review) is there
 --   write_tool_messages    appends what is finished, in the order of the calls
 --
 -- Locks are taken in one order by all: the job, the call, the conversation. Every change of a state
@@ -439,33 +438,6 @@ BEGIN
 END
 $$;
 
--- What calls waited for is there: a credential was stored, a definition reviewed. Answers how many go on.
-CREATE FUNCTION gristmill.wake_calls(
-    of_tool uuid DEFAULT NULL, of_connection uuid DEFAULT NULL, of_user uuid DEFAULT NULL
-) RETURNS int LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp AS $$
-DECLARE
-    one uuid;
-    held gristmill.tool_calls;
-    woken int := 0;
-BEGIN
-    FOR one IN
-        SELECT x.id FROM gristmill.tool_calls x JOIN gristmill.tools t ON t.id = x.tool_id
-        WHERE x.workspace_id = coalesce(gristmill.current_workspace(), x.workspace_id)
-          AND (x.state = 'NEEDS_AUTH' OR x.state = 'NEEDS_APPROVAL' AND x.reason LIKE 'definition:%')
-          AND (t.id = of_tool OR t.connection_id = of_connection)
-          AND (of_user IS NULL OR x.user_id = of_user)
-        ORDER BY x.id
-    LOOP
-        held := gristmill.hold_tool_call(one);
-        CONTINUE WHEN held.state NOT IN ('NEEDS_AUTH', 'NEEDS_APPROVAL');
-        UPDATE gristmill.tool_calls SET state = 'REQUESTED', reason = NULL, expires_at = NULL WHERE id = one;
-        PERFORM gristmill.wake_tool_call(held);
-        woken := woken + 1;
-    END LOOP;
-    RETURN woken;
-END
-$$;
-
 -- Ends parked calls whose time is over, over all tenants: CANCELLED, and what is UNKNOWN stays so,
 -- and the model is told. One that somebody holds is for the next look.
 CREATE FUNCTION gristmill.expire_tool_calls(at_most int) RETURNS bigint
@@ -557,11 +529,11 @@ $$;
 
 REVOKE EXECUTE ON FUNCTION gristmill.arguments_digest, gristmill.tell_tool_call, gristmill.call_tool, gristmill.call_tools,
     gristmill.write_tool_messages, gristmill.hold_tool_call, gristmill.wake_tool_call, gristmill.end_tool_call,
-    gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown, gristmill.wake_calls,
+    gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown,
     gristmill.expire_tool_calls, gristmill.revive_tool_calls, gristmill.afford_tool_calls FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gristmill.arguments_digest, gristmill.call_tool, gristmill.call_tools,
     gristmill.write_tool_messages, gristmill.hold_tool_call, gristmill.end_tool_call,
-    gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown, gristmill.wake_calls,
+    gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown,
     gristmill.expire_tool_calls, gristmill.revive_tool_calls, gristmill.afford_tool_calls TO gristmill_worker;
 -- Whoever may enqueue may call tools and say a person's word on the calls.
 DO $$
@@ -573,8 +545,7 @@ BEGIN
     WHERE p.oid = 'gristmill.enqueue'::regproc AND g.grantee <> 0;
     IF grantees IS NOT NULL THEN
         EXECUTE format('GRANT EXECUTE ON FUNCTION gristmill.arguments_digest, gristmill.call_tool, gristmill.call_tools,
-            gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown,
-            gristmill.wake_calls TO %s', grantees);
+            gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown TO %s', grantees);
     END IF;
 END
 $$;

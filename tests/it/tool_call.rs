@@ -1,6 +1,11 @@
 //! Tool calls from a chat layer's SQL to the `tool` message, through the real queue.
 
 mod answers;
+mod approvals;
+mod ordering;
+mod permissions;
+mod tenants;
+mod unknown;
 
 use crate::world::World;
 use gristmill::domain::WorkspaceId;
@@ -154,6 +159,12 @@ impl<'a> Chat<'a> {
     pub async fn events(&self, call: Uuid) -> anyhow::Result<Vec<String>> {
         let sql = "SELECT substr(type, 11) FROM gristmill.events WHERE subject_id = $1 ORDER BY id";
         Ok(sqlx::query_scalar(sql).bind(call).fetch_all(&self.world.admin).await?)
+    }
+
+    /// Runs one of the functions a person's word goes through, as the chat layer does.
+    pub async fn say(&self, sql: &'static str, call: Uuid) -> sqlx::Result<()> {
+        sqlx::query(sql).bind(call).execute(&self.world.admin).await?;
+        Ok(())
     }
 
     pub async fn change(&self, sql: String) -> anyhow::Result<u64> {
