@@ -29,6 +29,7 @@ pub mod tool_access;
 pub mod tool_attempts;
 pub mod tool_calls;
 pub mod tool_policies;
+pub mod tool_reports;
 pub mod tool_results;
 pub mod verdicts;
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod approvals;
+mod command;
 mod ordering;
 mod permissions;
 mod tenants;
