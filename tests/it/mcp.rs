@@ -2,6 +2,8 @@
 
 mod calls;
 mod hostile;
+mod http;
+mod real;
 
 use gristmill::config::{Config, Mcp};
 use gristmill::domain::WorkspaceId;
@@ -29,10 +31,11 @@ fn key() -> SessionKey {
     SessionKey { workspace: WorkspaceId(Uuid::now_v7()), server: Uuid::now_v7(), credential: None }
 }
 
-/// Python as an absolute path; every machine that builds this has one.
+/// Python itself, not a shim that would look for it; every machine that builds this has one.
 fn python() -> PathBuf {
-    let path = std::env::var("PATH").unwrap();
-    gristmill::mcp::resolve("python3", &path).expect("python3 is needed for these tests")
+    let print = ["-c", "import sys; print(sys.executable)"];
+    let said = std::process::Command::new("python3").args(print).output().expect("these tests need python3");
+    String::from_utf8(said.stdout).unwrap().trim().into()
 }
 
 /// Our own server that misbehaves; it leaves process ids in `pids`.
