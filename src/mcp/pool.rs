@@ -202,12 +202,17 @@ impl Clients {
 
     /// Ends every session and opens none any more. Returns when no child is left.
     pub async fn close(&self) {
+        self.close_within(child::GRACE).await;
+    }
+
+    /// The same in a hurry: children that do not go in so long are killed.
+    pub async fn close_within(&self, grace: Duration) {
         self.pool.closing.cancel();
         let slots: Vec<_> = self.pool.slots().drain().map(|(_, slot)| slot).collect();
         let ends = slots.iter().map(|slot| async {
             let session = slot.held.lock().await.session.take();
             if let Some((_, session, _seat)) = session {
-                session.close().await;
+                session.close_within(grace).await;
             }
         });
         futures::future::join_all(ends).await;

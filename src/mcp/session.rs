@@ -2,7 +2,7 @@
 
 use super::answer::{self, Reading};
 use super::call::{Line, Terms};
-use super::child::Keeper;
+use super::child::{GRACE, Keeper};
 use super::ear::Ear;
 use super::error::{Ending, McpError};
 use super::start::Started;
@@ -163,13 +163,18 @@ impl Session {
 
     /// Ends the session, and the server with it if it is a child. Returns when nothing is left.
     pub async fn close(&self) {
+        self.close_within(GRACE).await;
+    }
+
+    /// The same, and a child that does not go in so long is killed.
+    pub async fn close_within(&self, grace: Duration) {
         let service = self.service.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.line.wire.end(Ending::Ours);
         if let Some(keeper) = &self.keeper {
-            keeper.end();
+            keeper.end_within(grace);
         }
         if let Some(mut service) = service {
-            service.close_with_timeout(GOODBYE).await.ok();
+            service.close_with_timeout(grace.min(GOODBYE)).await.ok();
         }
         if let Some(keeper) = &self.keeper {
             keeper.gone().cancelled().await;
