@@ -31,6 +31,7 @@ pub struct Config {
     pub embed: Embed,
     pub search: Search,
     pub tools: Tools,
+    pub mcp: Mcp,
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
@@ -187,6 +188,22 @@ pub enum Ask {
     Never,
     Effectful,
     Always,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mcp {
+    pub initialise_seconds: f64,
+    pub request_seconds: f64,
+    pub connect_seconds: f64,
+    pub idle_seconds: f64,
+    pub message_bytes: usize,
+    pub output_bytes: usize,
+    pub max_children: usize,
+    pub child_memory_bytes: u64,
+    pub child_file_bytes: u64,
+    pub child_open_files: u64,
+    pub path: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]

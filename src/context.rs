@@ -5,6 +5,7 @@ use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
 use crate::guard::Guard;
+use crate::mcp::Clients;
 use crate::objects::Objects;
 use crate::scan::Scanner;
 use sqlx::PgPool;
@@ -22,6 +23,8 @@ pub struct Context {
     pub scanner: Scanner,
     pub extractor: Extractor,
     pub embedder: Embedder,
+    /// Sessions with MCP servers; closed when the worker stops.
+    pub mcp: Clients,
     pub spool: Spool,
 }
 
@@ -35,9 +38,11 @@ impl Context {
 
     /// [`Context::open`] around a pool and an embedder that are open already.
     pub fn with(settings: Config, program: PathBuf, db: PgPool, embedder: Embedder) -> anyhow::Result<Self> {
+        let guard = Guard::new(&settings.fetch.allow);
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
-            guard: Guard::new(&settings.fetch.allow),
+            mcp: Clients::new(&settings.mcp, &guard)?,
+            guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             scanner: Scanner::new(&settings.scan)?,
             extractor: Extractor::new(&settings.extract, program),

@@ -19,6 +19,7 @@ mod hostile;
 mod ingest;
 mod kit;
 mod limits;
+mod mcp;
 mod model;
 mod objects;
 mod operate;
