@@ -1,12 +1,15 @@
 //! The handles every job works with, opened once; settings that cannot work stop the program here.
 
+use crate::api::Api;
 use crate::config::Config;
 use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
+use crate::ground::Ground;
 use crate::guard::Guard;
 use crate::objects::Objects;
 use crate::scan::Scanner;
+use crate::sql::Sql;
 use sqlx::PgPool;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -22,6 +25,9 @@ pub struct Context {
     pub scanner: Scanner,
     pub extractor: Extractor,
     pub embedder: Embedder,
+    pub api: Api,
+    pub sql: Sql,
+    pub ground: Ground,
     pub spool: Spool,
 }
 
@@ -35,9 +41,13 @@ impl Context {
 
     /// [`Context::open`] around a pool and an embedder that are open already.
     pub fn with(settings: Config, program: PathBuf, db: PgPool, embedder: Embedder) -> anyhow::Result<Self> {
+        let guard = Guard::new(&settings.fetch.allow);
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
-            guard: Guard::new(&settings.fetch.allow),
+            api: Api::new(&settings.api, guard.clone())?,
+            sql: Sql::new(&settings.sql, guard.clone(), db.clone()),
+            ground: Ground::new(&settings.web_search, &guard)?,
+            guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             scanner: Scanner::new(&settings.scan)?,
             extractor: Extractor::new(&settings.extract, program),
