@@ -46,7 +46,7 @@ impl Context {
             objects: Objects::new(&settings.objects)?,
             api: Api::new(&settings.api, guard.clone())?,
             sql: Sql::new(&settings.sql, guard.clone(), db.clone()),
-            ground: Ground::new(&settings.web_search, &guard)?,
+            ground: Ground::new(&settings.web_search)?,
             guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             scanner: Scanner::new(&settings.scan)?,
