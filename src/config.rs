@@ -32,6 +32,9 @@ pub struct Config {
     pub search: Search,
     pub tools: Tools,
     pub mcp: Mcp,
+    pub api: Api,
+    pub sql: Sql,
+    pub web_search: WebSearch,
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
@@ -204,6 +207,42 @@ pub struct Mcp {
     pub child_file_bytes: u64,
     pub child_open_files: u64,
     pub path: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    pub connect_seconds: u64,
+    pub total_seconds: u64,
+    pub max_bytes: u64,
+    pub max_redirects: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sql {
+    pub connect_seconds: f64,
+    pub query_seconds: f64,
+    pub max_rows: usize,
+    pub max_bytes: usize,
+    pub max_wire_bytes: u64,
+    pub refuse_powerful_roles: bool,
+    pub sqlite_folder: String,
+    pub sqlite_memory_bytes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebSearch {
+    pub gemini_url: String,
+    pub openai_url: String,
+    pub anthropic_url: String,
+    pub grok_url: String,
+    pub connect_seconds: u64,
+    pub total_seconds: u64,
+    pub max_bytes: u64,
+    pub max_searches: u32,
+    pub max_tokens: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

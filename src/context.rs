@@ -1,13 +1,16 @@
 //! The handles every job works with, opened once; settings that cannot work stop the program here.
 
+use crate::api::Api;
 use crate::config::Config;
 use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
+use crate::ground::Ground;
 use crate::guard::Guard;
 use crate::mcp::Clients;
 use crate::objects::Objects;
 use crate::scan::Scanner;
+use crate::sql::Sql;
 use sqlx::PgPool;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -25,6 +28,9 @@ pub struct Context {
     pub embedder: Embedder,
     /// Sessions with MCP servers; closed when the worker stops.
     pub mcp: Clients,
+    pub api: Api,
+    pub sql: Sql,
+    pub ground: Ground,
     pub spool: Spool,
 }
 
@@ -42,6 +48,9 @@ impl Context {
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
             mcp: Clients::new(&settings.mcp, &guard)?,
+            api: Api::new(&settings.api, guard.clone())?,
+            sql: Sql::new(&settings.sql, guard.clone(), db.clone()),
+            ground: Ground::new(&settings.web_search)?,
             guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             scanner: Scanner::new(&settings.scan)?,

@@ -2,7 +2,7 @@
 
 mod tool;
 
-pub use tool::{Credential, ToolOutput};
+pub use tool::{Credential, Saved, ToolOutput};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;

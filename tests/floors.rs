@@ -8,7 +8,10 @@ const FLOORS: [&[&str]; 9] = [
     &["domain"],
     &["config"],
     &["guard"],
-    &["store", "queue", "objects", "fetch", "scan", "extract", "chunk", "embed", "mcp"],
+    &[
+        "store", "queue", "objects", "fetch", "scan", "extract", "chunk", "embed", "mcp", "api", "sql",
+        "ground",
+    ],
     &["context"],
     &["job"],
     &["jobs"],
