@@ -2,10 +2,12 @@
 
 use secrecy::SecretString;
 use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
-const SECRETS: [&str; 3] = ["database.url", "objects.access_key", "objects.secret_key"];
+const SECRETS: [&str; 4] = ["database.url", "objects.access_key", "objects.secret_key", "seal.keys"];
+const SEALING_KEYS: &str = "GRISTMILL__SEAL__KEYS__";
 
 /// Why the settings were not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,7 @@ pub struct Config {
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
+    pub seal: Seal,
     pub log: Log,
 }
 
@@ -195,6 +198,17 @@ pub struct Rescan {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Seal {
+    pub current: String,
+    pub unnamed: String,
+    pub file: PathBuf,
+    /// From the environment alone.
+    #[serde(default)]
+    pub keys: BTreeMap<String, SecretString>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Log {
     pub filter: String,
     pub format: LogFormat,
@@ -219,7 +233,7 @@ impl Config {
 
     fn from_parts(
         file: Option<&Path>,
-        environment: std::collections::HashMap<String, String>,
+        mut environment: HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
@@ -230,6 +244,9 @@ impl Config {
         }
         if let Some(url) = environment.get("DATABASE_URL") {
             builder = builder.set_default("database.url", url.as_str())?;
+        }
+        for (id, key) in sealing_keys(&mut environment) {
+            builder = builder.set_override(format!("seal.keys.{id}"), key)?;
         }
         let variables = config::Environment::with_prefix("GRISTMILL")
             .prefix_separator("__")
@@ -243,13 +260,20 @@ impl Config {
     }
 }
 
+/// Takes the keys out of the environment: its reader would make a number of a key of digits.
+fn sealing_keys(environment: &mut HashMap<String, String>) -> Vec<(String, String)> {
+    let found: Vec<_> = environment.keys().filter(|name| name.starts_with(SEALING_KEYS)).cloned().collect();
+    let taken = found.into_iter().filter_map(|name| environment.remove_entry(&name));
+    taken.map(|(name, key)| (name[SEALING_KEYS.len()..].to_lowercase(), key)).collect()
+}
+
 fn refuse_secrets(
     path: &Path,
     source: &config::File<config::FileSourceFile, config::FileFormat>,
 ) -> Result<(), ConfigError> {
     let file = config::Config::builder().add_source(source.clone()).build()?;
     for key in SECRETS {
-        if file.get_string(key).is_ok() {
+        if file.get_string(key).is_ok() || file.get_table(key).is_ok() {
             let variable = format!("GRISTMILL__{}", key.to_uppercase().replace('.', "__"));
             return Err(ConfigError::SecretInFile { key, variable, file: path.into() });
         }
@@ -291,6 +315,15 @@ mod tests {
     }
 
     #[test]
+    fn sealing_keys_come_by_their_ids_and_one_of_digits_stays_text() {
+        let digits = "07".repeat(32);
+        let variables = [("GRISTMILL__SEAL__KEYS__K1", &*digits), ("GRISTMILL__SEAL__CURRENT", "k1")];
+        let config = Config::from_parts(None, environment(&variables)).unwrap();
+        assert_eq!(config.seal.keys["k1"].expose_secret(), digits);
+        assert!(!format!("{config:?}").contains("0707"));
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_name() {
         let wrong = Config::from_parts(None, environment(&[("GRISTMILL__QUEUE__LEASE", "1")]));
         assert!(wrong.unwrap_err().to_string().contains("lease"));
@@ -302,5 +335,8 @@ mod tests {
         std::fs::write(file.path(), "[objects]\nsecret_key = \"x\"\n").unwrap();
         let wrong = Config::from_parts(Some(file.path()), environment(&[])).unwrap_err();
         assert!(wrong.to_string().contains("GRISTMILL__OBJECTS__SECRET_KEY"), "{wrong}");
+        std::fs::write(file.path(), "[seal.keys]\nk1 = \"x\"\n").unwrap();
+        let wrong = Config::from_parts(Some(file.path()), environment(&[])).unwrap_err();
+        assert!(wrong.to_string().contains("GRISTMILL__SEAL__KEYS"), "{wrong}");
     }
 }

@@ -7,6 +7,7 @@ use crate::fetch::Fetcher;
 use crate::guard::Guard;
 use crate::objects::Objects;
 use crate::scan::Scanner;
+use crate::seal::Keys;
 use sqlx::PgPool;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -19,6 +20,7 @@ pub struct Context {
     /// What may be reached from here.
     pub guard: Guard,
     pub fetcher: Fetcher,
+    pub keys: Keys,
     pub scanner: Scanner,
     pub extractor: Extractor,
     pub embedder: Embedder,
@@ -39,6 +41,7 @@ impl Context {
             objects: Objects::new(&settings.objects)?,
             guard: Guard::new(&settings.fetch.allow),
             fetcher: Fetcher::new(&settings.fetch)?,
+            keys: Keys::open(&settings.seal)?,
             scanner: Scanner::new(&settings.scan)?,
             extractor: Extractor::new(&settings.extract, program),
             spool: Spool::open(&settings.embedded.data_dir.join("spool"))?,

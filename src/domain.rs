@@ -1,7 +1,9 @@
 //! Ids and words that every floor speaks: the ground floor, knows nothing of ours.
 
+mod sealed;
 mod tool;
 
+pub use sealed::Sealed;
 pub use tool::{Credential, ToolOutput};
 
 use serde::{Deserialize, Serialize};

@@ -15,6 +15,7 @@ pub mod fetch;
 pub mod objects;
 pub mod queue;
 pub mod scan;
+pub mod seal;
 pub mod store;
 
 pub mod context;
