@@ -1,7 +1,10 @@
 //! The guard as a whole: spellings of a URL, and names that answer differently each time.
 
 use super::*;
+use reqwest::header::LOCATION;
 use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpListener;
 
