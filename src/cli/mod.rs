@@ -12,6 +12,8 @@ mod operate;
 mod schedules;
 mod search;
 mod table;
+mod tool;
+mod tool_credential;
 mod verify;
 mod watch;
 
@@ -66,6 +68,9 @@ enum What {
     /// Shows what comes by the clock; runs one now, switches one on or off.
     #[command(subcommand)]
     Schedules(schedules::Schedules),
+    /// Deals with tools: credentials, logins, definitions.
+    #[command(subcommand)]
+    Tool(tool::Tool),
     /// From documents in a bucket to cited answers, on the embedded services.
     Demo(demo::Demo),
     /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
@@ -125,6 +130,7 @@ impl Command {
             What::Doctor(doctor) => doctor.run(&house.settings).await,
             What::Verify(verify) => verify.run(&house).await,
             What::Schedules(schedules) => schedules.run(&house).await,
+            What::Tool(tool) => tool.run(&house).await,
             What::Demo(demo) => demo.run(&house).await,
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,

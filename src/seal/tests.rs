@@ -99,7 +99,9 @@ fn another_row_another_key_and_changed_bytes_do_not_open_and_the_error_says_noth
     // What was bound to a row stays bound: taking its key's id away makes it no legacy row.
     let unnamed = Sealed { key_id: None, ..sealed.clone() };
     wrongs.push(ours.open_sealed(&unnamed, b"row 2").unwrap_err());
-    wrongs.push(ours.open_sealed(&Sealed { key_id: Some("k9".into()), ..sealed.clone() }, b"row 1").unwrap_err());
+    wrongs.push(
+        ours.open_sealed(&Sealed { key_id: Some("k9".into()), ..sealed.clone() }, b"row 1").unwrap_err(),
+    );
     for wrong in wrongs {
         let (shown, debugged) = (wrong.to_string(), format!("{wrong:?} {sealed:?} {ours:?}"));
         assert!(!shown.contains("sk-test") && !debugged.contains("sk-test"), "{shown}");
@@ -110,8 +112,7 @@ fn another_row_another_key_and_changed_bytes_do_not_open_and_the_error_says_noth
 #[test]
 fn each_seal_has_an_iv_of_its_own() {
     let keys = keys();
-    let ivs: std::collections::HashSet<_> =
-        (0..100).map(|_| keys.seal(TEXT, b"row").unwrap().iv).collect();
+    let ivs: std::collections::HashSet<_> = (0..100).map(|_| keys.seal(TEXT, b"row").unwrap().iv).collect();
     assert_eq!(ivs.len(), 100);
 }
 

@@ -25,6 +25,8 @@ pub mod schedules;
 pub mod search;
 pub mod sweeps;
 pub mod tenants;
+pub mod tool_credentials;
+pub mod tool_subjects;
 pub mod verdicts;
 
 use crate::config;

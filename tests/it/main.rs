@@ -8,6 +8,7 @@ mod child;
 mod cli;
 mod controls;
 mod crash;
+mod credentials;
 mod doctor;
 mod embed;
 mod extract;
