@@ -5,6 +5,7 @@ use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
 use crate::guard::Guard;
+use crate::oauth::Oauth;
 use crate::objects::Objects;
 use crate::scan::Scanner;
 use crate::seal::Keys;
@@ -21,6 +22,7 @@ pub struct Context {
     pub guard: Guard,
     pub fetcher: Fetcher,
     pub keys: Keys,
+    pub oauth: Oauth,
     pub scanner: Scanner,
     pub extractor: Extractor,
     pub embedder: Embedder,
@@ -37,9 +39,11 @@ impl Context {
 
     /// [`Context::open`] around a pool and an embedder that are open already.
     pub fn with(settings: Config, program: PathBuf, db: PgPool, embedder: Embedder) -> anyhow::Result<Self> {
+        let guard = Guard::new(&settings.fetch.allow);
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
-            guard: Guard::new(&settings.fetch.allow),
+            oauth: Oauth::new(&guard)?,
+            guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             keys: Keys::open(&settings.seal)?,
             scanner: Scanner::new(&settings.scan)?,

@@ -21,6 +21,7 @@ mod ingest;
 mod kit;
 mod limits;
 mod model;
+mod oauth;
 mod objects;
 mod operate;
 mod payloads;
