@@ -32,6 +32,7 @@ pub struct Config {
     pub chunk: Chunk,
     pub embed: Embed,
     pub search: Search,
+    pub mcp: Mcp,
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
@@ -167,6 +168,22 @@ pub struct Search {
 pub enum Fusion {
     Convex,
     ReciprocalRank,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mcp {
+    pub initialise_seconds: f64,
+    pub request_seconds: f64,
+    pub connect_seconds: f64,
+    pub idle_seconds: f64,
+    pub message_bytes: usize,
+    pub output_bytes: usize,
+    pub max_children: usize,
+    pub child_memory_bytes: u64,
+    pub child_file_bytes: u64,
+    pub child_open_files: u64,
+    pub path: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -5,6 +5,7 @@ use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
 use crate::guard::Guard;
+use crate::mcp::Clients;
 use crate::oauth::Oauth;
 use crate::objects::Objects;
 use crate::scan::Scanner;
@@ -26,6 +27,8 @@ pub struct Context {
     pub scanner: Scanner,
     pub extractor: Extractor,
     pub embedder: Embedder,
+    /// Sessions with MCP servers; closed when the worker stops.
+    pub mcp: Clients,
     pub spool: Spool,
 }
 
@@ -43,6 +46,7 @@ impl Context {
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
             oauth: Oauth::new(&guard)?,
+            mcp: Clients::new(&settings.mcp, &guard)?,
             guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             keys: Keys::open(&settings.seal)?,

@@ -12,6 +12,7 @@ pub mod chunk;
 pub mod embed;
 pub mod extract;
 pub mod fetch;
+pub mod mcp;
 pub mod oauth;
 pub mod objects;
 pub mod queue;

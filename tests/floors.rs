@@ -8,7 +8,7 @@ const FLOORS: [&[&str]; 9] = [
     &["domain"],
     &["config"],
     &["guard"],
-    &["store", "queue", "objects", "fetch", "scan", "extract", "chunk", "embed", "seal", "oauth"],
+    &["store", "queue", "objects", "fetch", "scan", "extract", "chunk", "embed", "seal", "oauth", "mcp"],
     &["context"],
     &["job"],
     &["jobs"],

@@ -20,6 +20,7 @@ mod hostile;
 mod ingest;
 mod kit;
 mod limits;
+mod mcp;
 mod model;
 mod oauth;
 mod objects;
