@@ -184,6 +184,61 @@ pub struct Mcp {
     pub child_file_bytes: u64,
     pub child_open_files: u64,
     pub path: String,
+    pub review: Review,
+    /// The operator's catalogue.
+    #[serde(default)]
+    pub servers: Vec<CatalogueServer>,
+}
+
+/// What becomes of a tool's definition that is new or has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Review {
+    /// What a server has at its first sync is approved; later ones wait.
+    TrustOnFirstUse,
+    ReviewAll,
+    /// Tools that only read, where the operator believes the server's word on it, are approved.
+    AutoForReadOnly,
+}
+
+/// A server that connections may use.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogueServer {
+    pub name: String,
+    #[serde(default)]
+    pub transport: Transport,
+    pub command: Option<String>,
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvValue>,
+    pub url: Option<String>,
+    #[serde(default = "nothing")]
+    pub parameters: serde_json::Value,
+    #[serde(default)]
+    pub believe_hints: bool,
+}
+
+fn nothing() -> serde_json::Value {
+    serde_json::json!({})
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    #[default]
+    Stdio,
+    StreamableHttp,
+    Sse,
+}
+
+/// A variable of a server's environment: a text that is no secret, or the place of the credential.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(untagged)]
+pub enum EnvValue {
+    Text(String),
+    Credential { credential: bool },
 }
 
 #[derive(Debug, Clone, Deserialize)]

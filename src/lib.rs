@@ -8,6 +8,7 @@ pub mod config;
 
 pub mod guard;
 
+pub mod catalogue;
 pub mod chunk;
 pub mod embed;
 pub mod extract;
