@@ -1,7 +1,11 @@
 //! Ids and words that every floor speaks: the ground floor, knows nothing of ours.
 
+mod origin;
+mod sealed;
 mod tool;
 
+pub use origin::{origin_of, origin_of_program};
+pub use sealed::{Sealed, Unreadable};
 pub use tool::{Credential, Saved, ToolOutput};
 
 use serde::{Deserialize, Serialize};

@@ -14,6 +14,7 @@ mod schedules;
 mod search;
 mod table;
 mod tool;
+mod tool_credential;
 mod verify;
 mod watch;
 

@@ -6,6 +6,7 @@ mod log;
 use crate::cli::house::House;
 use crate::cli::operate::Tenant;
 use crate::cli::table::table;
+use crate::cli::tool_credential::Credentials;
 use crate::store::tool_reports::{self, NewTool};
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
@@ -35,6 +36,9 @@ pub enum Tool {
     Log(log::Log),
     /// The complete result of a call.
     Results(log::Results),
+    /// What proves to tools' servers who calls.
+    #[command(subcommand)]
+    Credential(Credentials),
 }
 
 impl Tool {
@@ -49,6 +53,7 @@ impl Tool {
             Self::Cancel(cancel) => cancel.run(house).await,
             Self::Log(log) => log.run(house).await,
             Self::Results(results) => results.run(house).await,
+            Self::Credential(credentials) => credentials.run(house).await,
         }
     }
 }

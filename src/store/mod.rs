@@ -28,9 +28,11 @@ pub mod tenants;
 pub mod tool_access;
 pub mod tool_attempts;
 pub mod tool_calls;
+pub mod tool_credentials;
 pub mod tool_policies;
 pub mod tool_reports;
 pub mod tool_results;
+pub mod tool_subjects;
 pub mod verdicts;
 
 use crate::config;
