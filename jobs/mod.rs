@@ -1,10 +1,11 @@
 //! The kinds of work, one file each; `runtime::registry` lists them for the worker.
 //!
 //! An attachment goes `fetch` → `scan` → `extract` → `embed`; `forget` takes it away again.
-//! `authenticate` is a step of those that call tools.
+//! `authenticate` and `connect` are steps of those that call tools.
 //! `tidy`, `rescan`, `usage_rollup` and `tool_sync` come by the clock, for all tenants.
 
 pub mod authenticate;
+pub mod connect;
 pub mod embed;
 pub mod extract;
 pub mod fetch;

@@ -17,6 +17,7 @@ pub mod invariants;
 pub mod jobs;
 pub mod leftovers;
 pub mod line;
+pub mod mcp_servers;
 pub mod migrations;
 pub mod outcomes;
 pub mod reports;
@@ -26,6 +27,7 @@ pub mod search;
 pub mod sweeps;
 pub mod tenants;
 pub mod tool_credentials;
+pub mod tool_definitions;
 pub mod tool_subjects;
 pub mod verdicts;
 

@@ -29,7 +29,8 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
         wire(&Rescan { attachment: None }),
         wire(&Rescan { attachment: Some(attachment) }),
         wire(&UsageRollup {}),
-        wire(&ToolSync {}),
+        wire(&ToolSync { connection: None }),
+        wire(&ToolSync { connection: Some(ID) }),
     ];
     insta::assert_snapshot!(forms.join("\n"), @r#"
     fetch 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
@@ -43,5 +44,6 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
     rescan 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
     usage_rollup  {}
     tool_sync  {}
+    tool_sync 01990000-0000-7000-8000-000000000001 {"connection":"01990000-0000-7000-8000-000000000001"}
     "#);
 }
