@@ -2,10 +2,11 @@
 //!
 //! An attachment goes `fetch` → `scan` → `extract` → `embed`; `forget` takes it away again.
 //! `tool_call` runs what a model asked for.
-//! `authenticate` is a step of those that call tools.
+//! `authenticate` and `connect` are steps of those that call tools.
 //! `tidy`, `rescan`, `usage_rollup` and `tool_sync` come by the clock, for all tenants.
 
 pub mod authenticate;
+pub mod connect;
 pub mod embed;
 pub mod extract;
 pub mod fetch;

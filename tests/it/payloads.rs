@@ -30,7 +30,8 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
         wire(&Rescan { attachment: Some(attachment) }),
         wire(&UsageRollup {}),
         wire(&ToolCall { call: ToolCallId(ID) }),
-        wire(&ToolSync {}),
+        wire(&ToolSync { connection: None }),
+        wire(&ToolSync { connection: Some(ID) }),
     ];
     insta::assert_snapshot!(forms.join("\n"), @r#"
     fetch 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
@@ -45,5 +46,6 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
     usage_rollup  {}
     tool_call 01990000-0000-7000-8000-000000000001 {"call":"01990000-0000-7000-8000-000000000001"}
     tool_sync  {}
+    tool_sync 01990000-0000-7000-8000-000000000001 {"connection":"01990000-0000-7000-8000-000000000001"}
     "#);
 }
