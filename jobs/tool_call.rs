@@ -2,8 +2,8 @@
 //!
 //! After `gristmill.call_tool` of the chat layer; what comes out is a result row, the `tool` message
 //! and events. The order of steps is the guarantee: [`ledger::take_up`] judges what a dead worker
-//! left, [`clear`] asks the rows whether the call may be made, [`ledger::start`] writes that it is
-//! about to be, and only then [`dispatch`] sends it; [`outcome`] writes what became of it. A job that
+//! left, [`clear`] asks the rows whether the call may be made, [`ready`] opens what it is made with,
+//! [`ledger::start`] writes that it is about to be, and only then [`dispatch`] sends it; [`outcome`] writes what became of it. A job that
 //! waits (for a person, a credential, money, its turn, its siblings) holds no place, and a result
 //! that is there before its elders waits as a row.
 //!
@@ -17,6 +17,8 @@ mod ledger;
 mod outcome;
 mod progress;
 mod read_result;
+mod ready;
+mod server;
 mod view;
 
 use crate::context::Context;
@@ -25,6 +27,8 @@ use crate::job::{Done, Job, JobError, Turn, Why};
 use crate::queue::limits::Limit;
 use crate::queue::{Lane, Payload};
 use crate::store::Tx;
+use crate::store::tool_calls::Call;
+use ledger::{Started, Taken};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -58,19 +62,15 @@ impl Job for ToolCall {
     const TIMEOUT: Duration = Duration::from_mins(65);
 
     async fn run(&self, ctx: &Context, turn: &Turn) -> Result<Done, JobError> {
-        let call = match ledger::take_up(ctx, turn, self.call).await? {
-            Step::On(call) => call,
+        let taken = match ledger::take_up(ctx, turn, self.call).await? {
+            Step::On(taken) => taken,
             Step::Over(done) => return Ok(done),
         };
-        let cleared = match clear::clear(ctx, turn, &call).await? {
-            Step::On(cleared) => cleared,
-            Step::Over(done) => return Ok(done),
+        let started = match taken {
+            Taken::New(call) => begin(ctx, turn, call).await?,
+            Taken::Open(call, open) => ledger::go_on(ctx, turn, call, open).await?,
         };
-        if let Some(tool) = &cleared.tool {
-            let limit = Limit { key_ref: format!("tool:{}", tool.id), model: "calls".into() };
-            turn.take(ctx, &limit, 0).await?;
-        }
-        let started = match ledger::start(ctx, turn, call, cleared).await? {
+        let started = match started {
             Step::On(started) => started,
             Step::Over(done) => return Ok(done),
         };
@@ -81,4 +81,21 @@ impl Job for ToolCall {
     async fn gave_up(&self, tx: &mut Tx, why: &Why) -> sqlx::Result<()> {
         ledger::give_up(tx, self.call, why).await
     }
+}
+
+/// From a call that was asked for to one that is about to be made.
+async fn begin(ctx: &Context, turn: &Turn, call: Call) -> Result<Step<Started>, JobError> {
+    let cleared = match clear::clear(ctx, turn, &call).await? {
+        Step::On(cleared) => cleared,
+        Step::Over(done) => return Ok(Step::Over(done)),
+    };
+    let ready = match ready::prepare(ctx, turn, &call, &cleared).await {
+        Ok(ready) => ready,
+        Err(error) => return clear::unready(ctx, turn, &call, error).await.map(Step::Over),
+    };
+    if let Some(tool) = &cleared.tool {
+        let limit = Limit { key_ref: format!("tool:{}", tool.id), model: "calls".into() };
+        turn.take(ctx, &limit, 0).await?;
+    }
+    ledger::start(ctx, turn, (call, cleared, ready)).await
 }

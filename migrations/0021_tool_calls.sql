@@ -57,6 +57,8 @@ CREATE INDEX tool_calls_by_expiry ON gristmill.tool_calls (expires_at) WHERE exp
 -- An attempt that surely never reached the other side may be made again, whatever the tool does.
 ALTER TABLE gristmill.tool_attempts
     ADD COLUMN unsent boolean NOT NULL DEFAULT false,
+    -- The other side works on it under this name: whoever takes the job up asks for it there.
+    ADD COLUMN task text CHECK (task <> ''),
     ADD CONSTRAINT unsent_is_an_error CHECK (NOT unsent OR (outcome IS NOT NULL AND outcome = 'ERROR'));
 DROP INDEX gristmill.tool_attempts_effectful_once;
 CREATE UNIQUE INDEX tool_attempts_effectful_once ON gristmill.tool_attempts (call_id)

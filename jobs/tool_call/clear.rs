@@ -1,6 +1,5 @@
 //! May this call be made? Asked of the rows, each time, whatever anybody said before.
 
-use super::dispatch::Target;
 use super::{Step, outcome};
 use crate::config::Ask;
 use crate::context::Context;
@@ -16,7 +15,6 @@ use uuid::Uuid;
 
 /// A call that may be made, and how.
 pub struct Cleared {
-    pub target: Target,
     /// `None` for a built-in one.
     pub tool: Option<Tool>,
     pub effect: Effect,
@@ -58,6 +56,33 @@ pub async fn clear(ctx: &Context, turn: &Turn, call: &Call) -> Result<Step<Clear
     turn.finish(tx).await.map(Step::Over)
 }
 
+/// A call that goes on where it was, at the other side: it was cleared when it started. `None`: its
+/// tool is gone.
+pub async fn again(ctx: &Context, turn: &Turn, call: &Call) -> Result<Option<Cleared>, JobError> {
+    let mut tx = turn.begin(ctx).await?;
+    let access = tool_access::of_call(&mut tx, call.id).await?;
+    tx.commit().await?;
+    let Some(tool) = access.tool.clone() else { return Ok(None) };
+    Ok(Some(cleared(ctx, &access, (tool, Effect::Effectful, None))))
+}
+
+/// A call that could not be made ready: it waits for a credential, is tried again, or is answered.
+pub async fn unready(ctx: &Context, turn: &Turn, call: &Call, error: JobError) -> Result<Done, JobError> {
+    let why = match error {
+        JobError::Park { why: Parked::NeedsAuth, reason } => {
+            let tx = turn.begin(ctx).await?;
+            let reason = format!("credential: {reason}");
+            return park(ctx, turn, tx, (call, ToolCallState::NeedsAuth, Parked::NeedsAuth, &reason)).await;
+        }
+        JobError::Refused { reason, .. } | JobError::Fatal { reason, .. } => reason,
+        JobError::Transient(reason) if outcome::is_last_try(turn) => reason,
+        other => return Err(other),
+    };
+    let mut tx = turn.begin(ctx).await?;
+    tool_calls::end(&mut tx, call.id, ToolCallState::Error, &format!("{why:#}")).await?;
+    turn.finish(tx).await
+}
+
 /// Parks the call and its job together.
 pub async fn park(
     ctx: &Context,
@@ -97,6 +122,9 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
         Review::Pending => {
             return Ok(needs_review("its definition is new or has changed and waits for a person's look"));
         }
+        Review::Changed => {
+            return Ok(needs_review("its server says that its tools changed: the next sync looks at them"));
+        }
         Review::Unpinned => {
             return Ok(needs_review("no definition of it is kept: `gristmill tool sync` brings it"));
         }
@@ -124,15 +152,22 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
         let reason = format!("budget: the {whose}'s budget is used up");
         return Ok(Verdict::Park(ToolCallState::Budget, Parked::Budget, reason));
     }
-    Ok(Verdict::Go(Cleared {
-        target: Target::of(&tool.kind),
+    Ok(Verdict::Go(cleared(ctx, &access, (tool, effect, definition))))
+}
+
+fn cleared(
+    ctx: &Context,
+    access: &Access,
+    (tool, effect, definition): (Tool, Effect, Option<Uuid>),
+) -> Cleared {
+    Cleared {
         effect,
         definition,
-        parallel: parallel(ctx, &access),
+        parallel: parallel(ctx, access),
         idle: seconds(tool.idle_seconds, ctx.settings.tools.idle_seconds),
         total: seconds(tool.total_seconds, ctx.settings.tools.total_seconds),
         tool: Some(tool),
-    }))
+    }
 }
 
 fn needs_review(why: &str) -> Verdict {
@@ -142,7 +177,6 @@ fn needs_review(why: &str) -> Verdict {
 fn built_in(ctx: &Context, access: &Access) -> Cleared {
     let settings = &ctx.settings.tools;
     Cleared {
-        target: Target::ReadResult,
         tool: None,
         effect: Effect::Read,
         definition: None,
@@ -237,7 +271,7 @@ fn decision(ctx: &Context, policy: Option<&Policy>, effect: Effect) -> Decision 
 pub async fn effect_now(
     tx: &mut Tx,
     call: &Call,
-    started_as: Option<tool_attempts::Open>,
+    started_as: Option<&tool_attempts::Open>,
 ) -> sqlx::Result<Effect> {
     let Some(started_as) = started_as else { return Ok(Effect::Effectful) };
     if call.tool.is_none() {

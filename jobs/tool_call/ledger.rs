@@ -2,12 +2,13 @@
 //! anything is sent.
 
 use super::clear::{self, Cleared};
+use super::ready::{self, Ready};
 use super::{Step, outcome};
 use crate::context::Context;
 use crate::domain::{Effect, ToolCallId, ToolCallState};
 use crate::job::{Done, JobError, Parked, Turn, Why};
 use crate::store::Tx;
-use crate::store::tool_attempts::{self, Outcome, Start};
+use crate::store::tool_attempts::{self, Open, Outcome, Start};
 use crate::store::tool_calls::{self, Call};
 use std::time::Duration;
 use uuid::Uuid;
@@ -21,12 +22,25 @@ const PATIENCE: Duration = Duration::from_hours(24);
 pub struct Started {
     pub call: Call,
     pub cleared: Cleared,
+    pub ready: Ready,
     /// The call id that the other side sees.
     pub attempt: Uuid,
+    /// Work that goes on at the other side since an earlier attempt of the job.
+    pub task: Option<String>,
+    /// Since the start.
+    pub age: Duration,
+}
+
+/// A call that the job has in its hands.
+pub enum Taken {
+    /// It is to be made.
+    New(Call),
+    /// It was made, and the other side works on it.
+    Open(Call, Open),
 }
 
 /// Holds the call and judges what was there before.
-pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<Call>, JobError> {
+pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<Taken>, JobError> {
     use ToolCallState::{Budget, NeedsApproval, NeedsAuth, Requested, Started, Unknown};
     let mut tx = turn.begin(ctx).await?;
     let Some(mut call) = tool_calls::hold(&mut tx, id).await? else {
@@ -38,10 +52,14 @@ pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<
         NeedsApproval | NeedsAuth | Budget => tool_calls::request_again(&mut tx, id).await?,
         Started => {
             let open = tool_attempts::open(&mut tx, id).await?;
-            let effect = clear::effect_now(&mut tx, &call, open).await?;
+            if let Some(open) = open.clone().filter(|open| open.task.is_some()) {
+                tx.commit().await?;
+                return Ok(Step::On(Taken::Open(call, open)));
+            }
+            let effect = clear::effect_now(&mut tx, &call, open.as_ref()).await?;
             let reason = "its worker went away before the outcome was written";
             if effect == Effect::Effectful {
-                return unknown(ctx, turn, tx, (&call, open.map(|open| open.id), reason))
+                return unknown(ctx, turn, tx, (&call, open.as_ref().map(|open| open.id), reason))
                     .await
                     .map(Step::Over);
             }
@@ -60,15 +78,14 @@ pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<
     }
     tx.commit().await?;
     call.state = Requested;
-    Ok(Step::On(call))
+    Ok(Step::On(Taken::New(call)))
 }
 
 /// Writes that the call is about to be made; nothing was sent before this commits.
 pub async fn start(
     ctx: &Context,
     turn: &Turn,
-    call: Call,
-    cleared: Cleared,
+    (call, cleared, ready): (Call, Cleared, Ready),
 ) -> Result<Step<Started>, JobError> {
     let mut tx = turn.begin(ctx).await?;
     let Some(call) = tool_calls::hold(&mut tx, call.id).await? else {
@@ -87,7 +104,32 @@ pub async fn start(
     let attempt = tool_attempts::insert(&mut tx, turn.workspace(), start).await?;
     tool_calls::start(&mut tx, call.id, cleared.definition).await?;
     tx.commit().await?;
-    Ok(Step::On(Started { call, cleared, attempt }))
+    Ok(Step::On(Started { call, cleared, ready, attempt, task: None, age: Duration::ZERO }))
+}
+
+/// Goes on with a call that the other side works on since an earlier attempt.
+pub async fn go_on(ctx: &Context, turn: &Turn, call: Call, open: Open) -> Result<Step<Started>, JobError> {
+    let ready = match clear::again(ctx, turn, &call).await? {
+        Some(cleared) => match ready::prepare(ctx, turn, &call, &cleared).await {
+            Ok(ready) => Ok((cleared, ready)),
+            Err(error @ (JobError::Transient(_) | JobError::Wait { .. } | JobError::Lost)) => {
+                return Err(error);
+            }
+            Err(error) => Err(format!("its server works on it and cannot be asked any more: {error}")),
+        },
+        None => Err("its server works on it, and the tool was removed".to_owned()),
+    };
+    match ready {
+        Ok((mut cleared, ready)) => {
+            cleared.effect = open.effect;
+            let Open { id: attempt, task, age, .. } = open;
+            Ok(Step::On(Started { call, cleared, ready, attempt, task, age }))
+        }
+        Err(why) => {
+            let tx = turn.begin(ctx).await?;
+            unknown(ctx, turn, tx, (&call, Some(open.id), &why)).await.map(Step::Over)
+        }
+    }
 }
 
 /// Nobody knows whether it was done: a person is asked, and nothing is sent meanwhile.
@@ -127,7 +169,7 @@ pub async fn give_up(tx: &mut Tx, id: ToolCallId, why: &Why) -> sqlx::Result<()>
         }
         Started => {
             let open = tool_attempts::open(tx, id).await?;
-            if clear::effect_now(tx, &call, open).await? == Effect::Effectful {
+            if clear::effect_now(tx, &call, open.as_ref()).await? == Effect::Effectful {
                 let attempt = open.map(|open| open.id);
                 return mark_unknown(tx, &call, attempt, (&why.reason, PATIENCE)).await;
             }

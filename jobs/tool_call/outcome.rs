@@ -41,7 +41,23 @@ pub async fn settle(
     }
 }
 
+/// Whether the job has no other try after this one.
+pub fn is_last_try(turn: &Turn) -> bool {
+    turn.attempt >= TRIES
+}
+
 async fn fail(ctx: &Context, turn: &Turn, started: &Started, failure: Failure) -> Result<Done, JobError> {
+    match failure.goes_on {
+        Some(delay) if !failure.transient => {
+            let reason = "its server works on it".to_owned();
+            return Err(JobError::Wait { delay, reason });
+        }
+        // The work goes on all the same; whoever takes the job up next asks again.
+        Some(_) if !is_last_try(turn) => {
+            return Err(JobError::transient(anyhow!("{}", short(&failure.text))));
+        }
+        _ => {}
+    }
     tracing::info!(call = %started.call.id, reached = ?failure.reached, transient = failure.transient, "the call failed");
     let effectful = started.cleared.effect == Effect::Effectful;
     if failure.needs_auth && failure.reached != Reached::Perhaps {
@@ -56,7 +72,7 @@ async fn fail(ctx: &Context, turn: &Turn, started: &Started, failure: Failure) -
         return ledger::unknown(ctx, turn, tx, (&call, Some(started.attempt), &why)).await;
     }
     let unsent = failure.reached == Reached::No;
-    if failure.transient && (unsent || !effectful) && turn.attempt < TRIES {
+    if failure.transient && (unsent || !effectful) && !is_last_try(turn) {
         return try_again(ctx, turn, started, &failure).await;
     }
     let mut output = failure.partial.unwrap_or_default();
@@ -92,7 +108,11 @@ async fn try_again(
     let outcome = Outcome { state, failure: Some(&short(&failure.text)), unsent };
     tool_attempts::finish(&mut tx, started.attempt, outcome).await?;
     tool_calls::request_again(&mut tx, started.call.id).await?;
+    let tries = tool_attempts::count(&mut tx, started.call.id).await?;
     tx.commit().await?;
+    if let Some(delay) = failure.retry_after.filter(|_| tries < i64::from(TRIES)) {
+        return Err(JobError::Wait { delay, reason: short(&failure.text) });
+    }
     Err(JobError::transient(anyhow!("{}", short(&failure.text))))
 }
 

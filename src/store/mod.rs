@@ -20,6 +20,7 @@ pub mod line;
 pub mod mcp_servers;
 pub mod migrations;
 pub mod outcomes;
+pub mod profiles;
 pub mod reports;
 pub mod resources;
 pub mod schedules;
@@ -35,6 +36,7 @@ pub mod tool_policies;
 pub mod tool_reports;
 pub mod tool_results;
 pub mod tool_subjects;
+pub mod user_keys;
 pub mod verdicts;
 
 use crate::config;

@@ -13,6 +13,8 @@ use uuid::Uuid;
 pub struct Tool {
     pub id: ToolId,
     pub name: String,
+    /// What its server calls it.
+    pub remote_name: String,
     /// `MCP`, or the custom kind: knowledgebase, API, database, `web_search`.
     pub kind: String,
     pub effect: Effect,
@@ -34,6 +36,8 @@ pub enum Review {
     /// An MCP tool that no definition is kept of.
     Unpinned,
     Pending,
+    /// Its server says that its tools changed, and nobody has looked yet.
+    Changed,
     Approved(Uuid),
     Refused,
 }
@@ -65,13 +69,14 @@ pub struct Access {
 /// Looks at the rows.
 pub async fn of_call(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<Access> {
     let row = sqlx::query!(
-        r#"SELECT t.id AS "tool_id?", t.name AS "name?", coalesce(t.mcp_type, t.type::text) AS kind,
+        r#"SELECT t.id AS "tool_id?", t.name AS "name?", t.remote_name AS "remote_name?", coalesce(t.mcp_type, t.type::text) AS kind,
                   t.effect::text AS effect, t.input_schema AS "input_schema?", t.custom_config AS "custom_config?",
                   t.endpoint AS "endpoint?", t.transport_type::text AS transport,
                   t.authentication_type::text AS authentication, t.connection_id AS "connection_id?",
                   t.idle_seconds AS "idle_seconds?", t.total_seconds AS "total_seconds?",
                   coalesce(t.enabled, false) AS "tool_enabled!", coalesce(t.per_user, false) AS "per_user!",
                   coalesce(s.enabled, t.connection_id IS NULL) AS "connection_enabled!",
+                  s.changed_at IS NOT NULL AS "server_changed!",
                   v.deleted AS "deleted!", v.is_shared AND v.user_id IS DISTINCT FROM c.user_id AS "is_viewer!",
                   u.status::text AS user_status, a.parallel_calls AS "parallel_calls?",
                   EXISTS (SELECT FROM gristmill.agent_tools x WHERE x.agent_id = c.agent_id AND x.tool_id = t.id) AS "agent_has!",
@@ -103,7 +108,7 @@ pub async fn of_call(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<
            LEFT JOIN gristmill.agents a ON a.id = c.agent_id
            -- What the server says of it now.
            LEFT JOIN LATERAL (SELECT x.id, x.review::text FROM gristmill.tool_definitions x WHERE x.tool_id = t.id
-                              ORDER BY x.created_at DESC, x.id DESC LIMIT 1) d ON true
+                              ORDER BY x.id = t.definition_id DESC NULLS LAST, x.created_at DESC, x.id DESC LIMIT 1) d ON true
            WHERE c.id = $1"#,
         call.0
     )
@@ -111,6 +116,7 @@ pub async fn of_call(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<
     .await?;
     let kind = row.kind.unwrap_or_default();
     let review = match (row.definition_id, row.review.as_deref()) {
+        (Some(_), Some("APPROVED")) if row.server_changed => Review::Changed,
         (Some(id), Some("APPROVED")) => Review::Approved(id),
         (Some(_), Some("REFUSED")) => Review::Refused,
         (Some(_), _) => Review::Pending,
@@ -120,6 +126,10 @@ pub async fn of_call(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<
     let tool = match (row.tool_id, row.name) {
         (Some(id), Some(name)) => Some(Tool {
             id: ToolId(id),
+            // A name of ours is server__tool.
+            remote_name: row
+                .remote_name
+                .unwrap_or_else(|| name.split_once("__").map_or(name.as_str(), |(_, own)| own).to_owned()),
             name,
             kind,
             effect: decoded(row.effect.unwrap_or_default().parse())?,

@@ -3,13 +3,17 @@
 use crate::domain::{Effect, ToolCallId, ToolCallState, WorkspaceId};
 use crate::store::{decoded, exactly_one};
 use sqlx::PgConnection;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// A start whose outcome nobody wrote: its worker died, or lost its lease.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Open {
     pub id: Uuid,
     pub effect: Effect,
+    /// Work that goes on at the other side, by its name there.
+    pub task: Option<String>,
+    pub age: Duration,
 }
 
 /// A start to be written.
@@ -41,13 +45,18 @@ pub async fn insert(conn: &mut PgConnection, workspace: WorkspaceId, start: Star
 /// The start of a call that has no outcome.
 pub async fn open(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<Option<Open>> {
     let row = sqlx::query!(
-        r#"SELECT id, effect::text AS "effect!" FROM gristmill.tool_attempts
+        r#"SELECT id, effect::text AS "effect!", task,
+                  extract(epoch FROM clock_timestamp() - started_at)::float8 AS "age!" FROM gristmill.tool_attempts
            WHERE call_id = $1 AND outcome IS NULL ORDER BY started_at DESC LIMIT 1"#,
         call.0
     )
     .fetch_optional(conn)
     .await?;
-    row.map(|row| Ok(Open { id: row.id, effect: decoded(row.effect.parse())? })).transpose()
+    row.map(|row| {
+        let age = Duration::from_secs_f64(row.age.max(0.0));
+        Ok(Open { id: row.id, effect: decoded(row.effect.parse())?, task: row.task, age })
+    })
+    .transpose()
 }
 
 /// How a start ended.
@@ -74,4 +83,23 @@ pub async fn finish(conn: &mut PgConnection, id: Uuid, outcome: Outcome<'_>) -> 
     .execute(conn)
     .await?;
     exactly_one(&done)
+}
+
+/// Writes that the other side made a task of it.
+pub async fn set_task(conn: &mut PgConnection, id: Uuid, task: &str) -> sqlx::Result<()> {
+    let done = sqlx::query!(
+        "UPDATE gristmill.tool_attempts SET task = $2 WHERE id = $1 AND outcome IS NULL",
+        id,
+        task
+    )
+    .execute(conn)
+    .await?;
+    exactly_one(&done)
+}
+
+/// How often a call was started.
+pub async fn count(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM gristmill.tool_attempts WHERE call_id = $1"#, call.0)
+        .fetch_one(conn)
+        .await
 }
