@@ -2,9 +2,13 @@
 
 mod answers;
 mod approvals;
+mod bank;
 mod command;
+mod crash;
+mod effects;
 mod ordering;
 mod permissions;
+mod server;
 mod tenants;
 mod unknown;
 
