@@ -53,6 +53,10 @@ impl House {
         if self.settings.database.url.is_none() {
             let server = EmbeddedPostgres::start(&self.settings.embedded).await?;
             self.settings.database.url = Some(SecretString::from(server.url.clone()));
+            let seal = &mut self.settings.seal;
+            if seal.keys.is_empty() && seal.file.as_os_str().is_empty() {
+                seal.file = self.settings.embedded.data_dir.join("seal.key");
+            }
             self.postgres = Some(server);
         }
         Ok(())
