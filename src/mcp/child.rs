@@ -20,7 +20,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
-/// Names who started a process, for the sweep: `pid.start time`.
+/// Names who started a process, for the sweep: `namespace.pid.start time`.
 pub(super) const OWNER: &str = "GRISTMILL_MCP_OWNER";
 /// Names the one server that a process belongs to.
 const MARK: &str = "GRISTMILL_MCP_SERVER";
@@ -359,8 +359,11 @@ pub(super) fn end_orphans() {
     kill_where(|environment| {
         let owner = environment.split(|b| *b == 0).find_map(|line| line.strip_prefix(prefix.as_bytes()));
         let Some(owner) = owner.and_then(|owner| std::str::from_utf8(owner).ok()) else { return false };
-        let pid = owner.split('.').next().and_then(|pid| pid.parse().ok());
-        pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
+        let mut parts = owner.split('.');
+        // Of an owner in another container nothing can be told from here.
+        let here = parts.next() == namespace().as_deref();
+        let pid = parts.next().and_then(|pid| pid.parse().ok());
+        here && pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
     });
 }
 
@@ -369,7 +372,13 @@ fn owner(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, brackets and spaces too; fields are counted after it.
     let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
-    Some(format!("{pid}.{started}"))
+    Some(format!("{}.{pid}.{started}", namespace()?))
+}
+
+/// In which process ids mean what they mean here.
+fn namespace() -> Option<String> {
+    let link = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(link.to_str()?.chars().filter(char::is_ascii_digit).collect())
 }
 
 /// The absolute path of a program: itself, or the first of that name in `path`.
