@@ -98,9 +98,9 @@ impl Command {
         let draws = matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_));
         // A line for each of a bench's jobs would be most of what it measures.
         let benches = matches!(self.what, What::Bench(ref bench) if !matches!(bench, bench::Bench::Embed(_)));
-        if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=error,warn" {
+        if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=off,warn" {
             // These draw progress; only what goes wrong should break into it.
-            settings.log.filter = "error".into();
+            settings.log.filter = "error,rmcp=off".into();
         }
         start_log(&settings)?;
         if let What::Worker = self.what {

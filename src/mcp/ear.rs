@@ -1,7 +1,8 @@
 //! What a server may say to us unasked, and what it gets for an answer.
 //!
 //! Sampling, elicitation and roots are not advertised: whoever asks for them all the same is
-//! told that there is no such method. No model is called and no person is asked from here.
+//! told that there is no such method (and, where that cannot be said, that nobody wants to
+//! answer). No model is called and no person is asked from here.
 //! Progress and log messages are heard in the transport, in the order they came in: rmcp hands
 //! each to a task of its own, and the last would often come after the result.
 

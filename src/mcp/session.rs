@@ -89,7 +89,9 @@ impl Session {
             let answer = if round == 0 { answer? } else { answer.map_err(|e| e.of_accepted(None))? };
             match answer::read(answer)? {
                 Reading::Answer(answer) => return Ok(answer),
-                Reading::Again(state) => params = params.with_request_state(state),
+                Reading::Again { state, responses } => {
+                    (params.request_state, params.input_responses) = (state, responses);
+                }
             }
         }
         Err(McpError::WantsInput)
