@@ -6,6 +6,7 @@
 mod acks;
 mod adapter;
 pub mod backend;
+mod ears;
 pub mod embedded_pg;
 pub mod embedded_s3;
 mod hands;
@@ -73,6 +74,7 @@ impl Worker {
         let listening = listen(database.clone(), patience(settings), news.clone());
         tokio::spawn(worker.helpers.clone().run_until_cancelled_owned(listening));
         leader::start(ctx, worker.helpers.clone());
+        ears::start(ctx, worker.helpers.clone());
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         for (lane, bell) in [Lane::Interactive, Lane::Bulk].into_iter().zip(bells) {

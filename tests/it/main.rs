@@ -34,5 +34,6 @@ mod schedules;
 mod schema;
 mod search;
 mod tidy;
+mod tool_sync;
 mod verify;
 mod world;
