@@ -1,6 +1,7 @@
 //! The command line: every way in that needs no program of one's own.
 
 pub mod bench;
+mod conformance;
 mod demo;
 mod doctor;
 pub mod eval;
@@ -80,6 +81,9 @@ enum What {
     /// Measures speed, as ratios within one run.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Runs one scenario of the MCP conformance suites.
+    #[command(hide = true)]
+    McpConformance(conformance::Conformance),
 }
 
 impl Command {
@@ -99,9 +103,9 @@ impl Command {
         let draws = matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_));
         // A line for each of a bench's jobs would be most of what it measures.
         let benches = matches!(self.what, What::Bench(ref bench) if !matches!(bench, bench::Bench::Embed(_)));
-        if (draws || benches) && settings.log.filter == "gristmill=info,warn" {
+        if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=off,warn" {
             // These draw progress; only what goes wrong should break into it.
-            settings.log.filter = "error".into();
+            settings.log.filter = "error,rmcp=off".into();
         }
         start_log(&settings)?;
         if let What::Worker = self.what {
@@ -114,7 +118,9 @@ impl Command {
         }
         let house = match &self.what {
             // One needs the database alone, the other looks for what is missing.
-            What::Migrate | What::Doctor(_) => House::bare(settings),
+            What::Migrate | What::Doctor(_) | What::McpConformance(_) | What::Bench(bench::Bench::Mcp(_)) => {
+                House::bare(settings)
+            }
             _ => House::open(settings).await?,
         };
         let ended = match self.what {
@@ -135,6 +141,7 @@ impl Command {
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,
             What::Bench(bench) => bench.run(&house).await,
+            What::McpConformance(scenario) => scenario.run(&house.settings).await,
         };
         house.close().await?;
         ended

@@ -51,13 +51,15 @@ impl Line {
         if terms.stop.is_cancelled() {
             return Err(McpError::Stopped { sent: false });
         }
+        let (place, signs) = self.wire.listen(terms.heard.clone());
+        let mut asked = Asked { place, id: None, handle: None, wire: Arc::clone(&self.wire) };
         let options = PeerRequestOptions::no_options().with_meta(meta);
         let Ok(handle) = self.peer.send_cancellable_request(request, options).await else {
             let ending = self.wire.ending(EXPLAIN).await;
             return Err(McpError::Ended { ending, sent: false });
         };
-        let signs = self.wire.wait_for(&handle.id, &handle.progress_token, terms.heard.clone());
-        let mut asked = Asked { id: handle.id.clone(), handle: Some(handle), wire: Arc::clone(&self.wire) };
+        self.wire.name(place, &handle.id, &handle.progress_token);
+        (asked.id, asked.handle) = (Some(handle.id.clone()), Some(handle));
         let outcome = asked.wait(&signs, terms).await;
         asked.settle(outcome).await
     }
@@ -65,7 +67,8 @@ impl Line {
 
 /// A request that is not answered yet. Dropped, it is cancelled at the server.
 struct Asked {
-    id: RequestId,
+    place: u64,
+    id: Option<RequestId>,
     handle: Option<RequestHandle<RoleClient>>,
     wire: Arc<Wire>,
 }
@@ -99,7 +102,7 @@ impl Asked {
 
     /// What the caller is told; the server is told of every answer nobody waits for.
     async fn settle(mut self, outcome: Outcome) -> Result<ServerResult, McpError> {
-        let sent = self.wire.has_left(&self.id);
+        let sent = self.id.as_ref().is_some_and(|id| self.wire.has_left(id));
         let error = match outcome {
             Outcome::Answered(Ok(result)) => {
                 self.handle = None;
@@ -153,7 +156,7 @@ impl Asked {
 
     /// With what was heard before, and the beginning of what was too large.
     fn too_large(&self, limit: usize, beginning: &str) -> McpError {
-        let mut content: Vec<Value> = self.wire.done(&self.id);
+        let mut content: Vec<Value> = self.wire.done(self.place);
         if !beginning.is_empty() {
             content.push(json!({ "type": "text", "text": beginning }));
         }
@@ -163,7 +166,7 @@ impl Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.wire.done(&self.id);
+        self.wire.done(self.place);
         if let Some(handle) = self.handle.take() {
             let wire = Arc::clone(&self.wire);
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -20,14 +20,14 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
-/// Names who started a process, for the sweep: `pid.start time`.
+/// Names who started a process, for the sweep: `namespace.pid.start time`.
 pub(super) const OWNER: &str = "GRISTMILL_MCP_OWNER";
 /// Names the one server that a process belongs to.
 const MARK: &str = "GRISTMILL_MCP_SERVER";
 /// Of standard error, so much is kept.
 const TAIL_BYTES: usize = 8 * 1024;
-/// How long a child may take to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a child may take to end after SIGTERM, if nobody is in a hurry.
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// How long one that closed its output may take to say with what status it ends.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -43,12 +43,19 @@ pub(super) struct Pipes {
 pub(super) struct Keeper {
     end: CancellationToken,
     gone: CancellationToken,
+    grace: Arc<Mutex<Duration>>,
     tail: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Keeper {
     /// Asks for the end; [`Keeper::gone`] tells when it came.
     pub fn end(&self) {
+        self.end.cancel();
+    }
+
+    /// Asks for the end, and kills what does not go in so long.
+    pub fn end_within(&self, grace: Duration) {
+        *self.grace.lock().unwrap_or_else(PoisonError::into_inner) = grace;
         self.end.cancel();
     }
 
@@ -139,8 +146,12 @@ pub(super) async fn start(
     else {
         return Err(McpError::Spawn(io::ErrorKind::BrokenPipe.into()));
     };
-    let keeper =
-        Keeper { end: CancellationToken::new(), gone: CancellationToken::new(), tail: Arc::default() };
+    let keeper = Keeper {
+        end: CancellationToken::new(),
+        gone: CancellationToken::new(),
+        grace: Arc::new(Mutex::new(GRACE)),
+        tail: Arc::default(),
+    };
     tokio::spawn(drain(stderr, Arc::clone(&keeper.tail)));
     let watch = Watch {
         child,
@@ -148,8 +159,9 @@ pub(super) async fn start(
         wire: Arc::clone(wire),
         tail: keeper.tail(),
         end: keeper.end.clone(),
+        grace: Arc::clone(&keeper.grace),
         gone: keeper.gone.clone().drop_guard(),
-        _home: home,
+        home,
     };
     tokio::spawn(watch.until_gone());
     Ok(Pipes { stdin, stdout, keeper })
@@ -236,8 +248,9 @@ struct Watch {
     wire: Arc<Wire>,
     tail: Tail,
     end: CancellationToken,
+    grace: Arc<Mutex<Duration>>,
     gone: tokio_util::sync::DropGuard,
-    _home: tempfile::TempDir,
+    home: tempfile::TempDir,
 }
 
 impl Watch {
@@ -258,6 +271,7 @@ impl Watch {
             status: status.map_or("an unknown status".into(), words),
             tail: self.tail.text(),
         });
+        drop(self.home);
         drop(self.gone);
     }
 
@@ -277,7 +291,8 @@ impl Watch {
         }
         // SAFETY: kill touches no memory, and the leader is not collected yet.
         unsafe { libc::kill(-group, libc::SIGTERM) };
-        while ordered.elapsed() < LAST_WORDS + GRACE && !has_exited(group) {
+        let grace = || *self.grace.lock().unwrap_or_else(PoisonError::into_inner);
+        while ordered.elapsed() < LAST_WORDS + grace() && !has_exited(group) {
             tick.tick().await;
         }
     }
@@ -344,8 +359,11 @@ pub(super) fn end_orphans() {
     kill_where(|environment| {
         let owner = environment.split(|b| *b == 0).find_map(|line| line.strip_prefix(prefix.as_bytes()));
         let Some(owner) = owner.and_then(|owner| std::str::from_utf8(owner).ok()) else { return false };
-        let pid = owner.split('.').next().and_then(|pid| pid.parse().ok());
-        pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
+        let mut parts = owner.split('.');
+        // Of an owner in another container nothing can be told from here.
+        let here = parts.next() == namespace().as_deref();
+        let pid = parts.next().and_then(|pid| pid.parse().ok());
+        here && pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
     });
 }
 
@@ -354,7 +372,13 @@ fn owner(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, brackets and spaces too; fields are counted after it.
     let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
-    Some(format!("{pid}.{started}"))
+    Some(format!("{}.{pid}.{started}", namespace()?))
+}
+
+/// In which process ids mean what they mean here.
+fn namespace() -> Option<String> {
+    let link = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(link.to_str()?.chars().filter(char::is_ascii_digit).collect())
 }
 
 /// The absolute path of a program: itself, or the first of that name in `path`.

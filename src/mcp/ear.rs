@@ -1,7 +1,10 @@
 //! What a server may say to us unasked, and what it gets for an answer.
 //!
 //! Sampling, elicitation and roots are not advertised: whoever asks for them all the same is
-//! told that there is no such method. No model is called and no person is asked from here.
+//! told that there is no such method (and, where that cannot be said, that nobody wants to
+//! answer). No model is called and no person is asked from here.
+//! Progress and log messages are heard in the transport, in the order they came in: rmcp hands
+//! each to a task of its own, and the last would often come after the result.
 
 #![expect(deprecated, reason = "what newer servers no longer send, older ones still do")]
 
@@ -9,16 +12,18 @@ use super::Heard;
 use super::wire::Wire;
 use rmcp::ClientHandler;
 use rmcp::model::{
-    ClientCapabilities, ClientConfig, CreateMessageRequestParams, CreateMessageResult, ElicitRequestParams,
-    ElicitResult, ErrorCode, ErrorData, ExtensionCapabilities, Implementation, ListRootsResult,
-    LoggingMessageNotificationParam, ProgressNotificationParam, ProtocolVersion, TASKS_EXTENSION_ID,
+    ClientCapabilities, ClientConfig, ClientJsonRpcMessage, CreateMessageRequestParams, CreateMessageResult,
+    ElicitRequestParams, ElicitResult, ErrorCode, ErrorData, ExtensionCapabilities, Implementation,
+    JsonRpcMessage, ListRootsResult, ProtocolVersion, ServerJsonRpcMessage, ServerNotification,
+    TASKS_EXTENSION_ID,
 };
-use rmcp::service::{NotificationContext, RequestContext, RoleClient};
+use rmcp::service::{RequestContext, RoleClient};
+use rmcp::transport::Transport;
 use std::sync::Arc;
 
 /// The client's side of a session.
 #[derive(Debug, Clone)]
-pub(super) struct Ear(pub Arc<Wire>);
+pub(super) struct Ear;
 
 fn no_such_method(method: &'static str) -> ErrorData {
     ErrorData::new(ErrorCode::METHOD_NOT_FOUND, method, None)
@@ -52,23 +57,64 @@ impl ClientHandler for Ear {
     async fn list_roots(&self, _: RequestContext<RoleClient>) -> Result<ListRootsResult, ErrorData> {
         Err(no_such_method("roots/list"))
     }
+}
 
-    async fn on_progress(&self, said: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
-        let heard = Heard::Progress { progress: said.progress, total: said.total, message: said.message };
-        self.0.progress(&said.progress_token, heard);
+/// A transport whose progress and log messages are heard on the way.
+pub(super) struct Tap<T> {
+    pub inner: T,
+    pub wire: Arc<Wire>,
+}
+
+impl<T> Tap<T> {
+    /// Hears a message; what rmcp has no further use for is kept from it.
+    fn hear(&self, message: ServerJsonRpcMessage) -> Option<ServerJsonRpcMessage> {
+        let JsonRpcMessage::Notification(mut notification) = message else { return Some(message) };
+        match notification.notification {
+            ServerNotification::ProgressNotification(said) => {
+                let said = said.params;
+                let heard =
+                    Heard::Progress { progress: said.progress, total: said.total, message: said.message };
+                self.wire.progress(&said.progress_token, heard);
+                None
+            }
+            ServerNotification::LoggingMessageNotification(said) => {
+                let said = said.params;
+                let level = serde_json::to_value(said.level).ok();
+                let level = level.as_ref().and_then(|level| level.as_str()).unwrap_or("info").to_owned();
+                self.wire.tell_all(&Heard::Log { level, logger: said.logger, data: said.data });
+                None
+            }
+            other => {
+                if matches!(other, ServerNotification::ToolListChangedNotification(_)) {
+                    self.wire.tell_all(&Heard::ListChanged);
+                }
+                notification.notification = other;
+                Some(JsonRpcMessage::Notification(notification))
+            }
+        }
+    }
+}
+
+impl<T: Transport<RoleClient>> Transport<RoleClient> for Tap<T> {
+    type Error = T::Error;
+
+    fn send(
+        &mut self,
+        message: ClientJsonRpcMessage,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send + 'static {
+        self.inner.send(message)
     }
 
-    async fn on_logging_message(
-        &self,
-        said: LoggingMessageNotificationParam,
-        _: NotificationContext<RoleClient>,
-    ) {
-        let level = serde_json::to_value(said.level).ok();
-        let level = level.as_ref().and_then(|level| level.as_str()).unwrap_or("info").to_owned();
-        self.0.tell_all(&Heard::Log { level, logger: said.logger, data: said.data });
+    async fn receive(&mut self) -> Option<ServerJsonRpcMessage> {
+        loop {
+            let message = self.inner.receive().await?;
+            if let Some(message) = self.hear(message) {
+                return Some(message);
+            }
+        }
     }
 
-    async fn on_tool_list_changed(&self, _: NotificationContext<RoleClient>) {
-        self.0.tell_all(&Heard::ListChanged);
+    async fn close(&mut self) -> Result<(), Self::Error> {
+        self.inner.close().await
     }
 }

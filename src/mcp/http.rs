@@ -143,6 +143,7 @@ impl Http {
         &self,
         response: Response,
         message: &ClientJsonRpcMessage,
+        in_session: bool,
     ) -> Outcome<StreamableHttpPostResponse> {
         let status = response.status();
         let fault = status_fault(&response);
@@ -154,6 +155,15 @@ impl Http {
         let JsonRpcMessage::Request(request) = message else {
             return Err(StreamableHttpError::Client(fault));
         };
+        // Many servers answer 400 where the protocol wants 404.
+        let says_session = |error: &ErrorData| error.message.to_ascii_lowercase().contains("session");
+        if in_session
+            && status == StatusCode::BAD_REQUEST
+            && error.as_ref().is_some_and(|e| says_session(&e.error))
+        {
+            self.wire.came_back(&request.id);
+            return Err(StreamableHttpError::SessionExpired);
+        }
         // Who does not know `server/discover` says so in many ways, and often to nobody.
         let probe = matches!(request.request, ClientRequest::DiscoverRequest(_)) && status.is_client_error();
         let error = match error {
@@ -241,7 +251,7 @@ impl StreamableHttpClient for Http {
             return Err(StreamableHttpError::SessionExpired);
         }
         if !status.is_success() {
-            return self.refused(response, &message).await;
+            return self.refused(response, &message, session_id.is_some()).await;
         }
         let session = response.headers().get(SESSION).and_then(|s| s.to_str().ok()).map(str::to_owned);
         if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {

@@ -2,7 +2,7 @@
 //! replaced when they died, ended when nobody used them for a while.
 
 use super::child::{self, Nursery};
-use super::error::McpError;
+use super::error::{Deadline, McpError};
 use super::session::{Patience, Session};
 use super::start::{self, Means};
 use super::{Answer, Call, Heard, Listing, Server, SessionKey};
@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 /// After the first failed start, doubled for each one after it.
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MOST: Duration = Duration::from_mins(2);
+/// Before a task is asked for again whose server could not be asked.
+const AGAIN: Duration = Duration::from_secs(2);
 /// A server that lived so long is not blamed for the starts before.
 const SOUND: Duration = Duration::from_mins(1);
 
@@ -106,27 +108,32 @@ impl Clients {
         stop: &CancellationToken,
     ) -> Result<ToolOutput, McpError> {
         let until = Instant::now() + call.total;
-        let mut answer = self.start(key, server, call, heard, stop).await?;
+        let task = match self.start(key, server, call, heard, stop).await? {
+            Answer::Done(output) => return Ok(output),
+            Answer::Task(task) => task,
+        };
+        let (id, mut pause) = (task.id, task.poll_after);
         loop {
-            let task = match answer {
-                Answer::Done(output) => return Ok(output),
-                Answer::Task(task) => task,
-            };
-            let patience = Patience { idle: call.idle, total: call.idle };
-            let late = tokio::select! {
-                () = tokio::time::sleep(task.poll_after) => Instant::now() >= until,
+            tokio::select! {
+                () = tokio::time::sleep(pause.min(until.saturating_duration_since(Instant::now()))) => {}
                 () = stop.cancelled() => {
-                    self.cancel_task(key, server, &task.id).await.ok();
+                    self.cancel_task(key, server, &id).await.ok();
                     return Err(McpError::Stopped { sent: true });
                 }
-            };
-            if late {
-                self.cancel_task(key, server, &task.id).await.ok();
-                let which = super::Deadline::Total;
-                return Err(McpError::Timeout { which, after: call.total, sent: true });
             }
-            let (session, _lease) = self.session(key, server).await?;
-            answer = session.poll(&task.id, patience, stop).await?;
+            if Instant::now() >= until {
+                self.cancel_task(key, server, &id).await.ok();
+                return Err(McpError::Timeout { which: Deadline::Total, after: call.total, sent: true });
+            }
+            match self.poll_task(key, server, &id).await {
+                Ok(Answer::Done(output)) => return Ok(output),
+                Ok(Answer::Task(task)) => pause = task.poll_after,
+                // The task goes on while its server cannot be asked.
+                Err(error) if error.is_transient() && !self.pool.closing.is_cancelled() => {
+                    pause = error.retry_after().unwrap_or(AGAIN);
+                }
+                Err(error) => return Err(error.of_accepted(Some(&id))),
+            }
         }
     }
 
@@ -176,38 +183,30 @@ impl Clients {
     }
 
     /// Whose servers said since the last time this was asked that their tools changed.
-    pub async fn changed(&self) -> Vec<SessionKey> {
-        let slots: Vec<_> =
-            self.pool.slots().iter().map(|(key, slot)| (key.clone(), Arc::clone(slot))).collect();
-        let mut changed = Vec::new();
-        for (key, slot) in slots {
-            let held = slot.held.lock().await;
-            if held.session.as_ref().is_some_and(|(_, session, _)| session.take_changed()) {
-                changed.push(key);
-            }
-        }
-        changed
+    pub fn changed(&self) -> Vec<SessionKey> {
+        let slots = self.pool.slots();
+        let changed = slots.iter().filter(|(_, slot)| slot.asks(Session::take_changed));
+        changed.map(|(key, _)| key.clone()).collect()
     }
 
     /// Sessions that are open.
-    pub async fn open_sessions(&self) -> usize {
-        let slots: Vec<_> = self.pool.slots().values().cloned().collect();
-        let mut open = 0;
-        for slot in slots {
-            let held = slot.held.lock().await;
-            open += usize::from(held.session.as_ref().is_some_and(|(_, session, _)| session.is_open()));
-        }
-        open
+    pub fn open_sessions(&self) -> usize {
+        self.pool.slots().values().filter(|slot| slot.asks(Session::is_open)).count()
     }
 
     /// Ends every session and opens none any more. Returns when no child is left.
     pub async fn close(&self) {
+        self.close_within(child::GRACE).await;
+    }
+
+    /// The same in a hurry: children that do not go in so long are killed.
+    pub async fn close_within(&self, grace: Duration) {
         self.pool.closing.cancel();
         let slots: Vec<_> = self.pool.slots().drain().map(|(_, slot)| slot).collect();
         let ends = slots.iter().map(|slot| async {
             let session = slot.held.lock().await.session.take();
             if let Some((_, session, _seat)) = session {
-                session.close().await;
+                session.close_within(grace).await;
             }
         });
         futures::future::join_all(ends).await;
@@ -374,6 +373,12 @@ impl Pool {
 }
 
 impl Slot {
+    /// What its session says, if it has one and it is not just being opened or closed.
+    fn asks(&self, question: impl Fn(&Session) -> bool) -> bool {
+        let held = self.held.try_lock();
+        held.is_ok_and(|held| held.session.as_ref().is_some_and(|(_, session, _)| question(session)))
+    }
+
     fn last_used(&self) -> Instant {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }

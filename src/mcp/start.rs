@@ -4,7 +4,7 @@
 //! server that falls over the question is started once more and asked the old way.
 
 use super::child::{self, Keeper, Nursery, Tail, glimpse};
-use super::ear::Ear;
+use super::ear::{Ear, Tap};
 use super::error::{Ending, McpError};
 use super::http::{Fault, Http};
 use super::sse::LegacySse;
@@ -113,7 +113,8 @@ where
     T: IntoTransport<RoleClient, E, A>,
     E: StdError + Send + Sync + 'static,
 {
-    serve_client_with_lifecycle(Ear(Arc::clone(wire)), transport, lifecycle).await
+    let transport = Tap { inner: transport.into_transport(), wire: Arc::clone(wire) };
+    serve_client_with_lifecycle(Ear, transport, lifecycle).await
 }
 
 fn http(means: &Means, endpoint: &Endpoint, wire: &Arc<Wire>) -> Result<Http, McpError> {

@@ -2,7 +2,8 @@
 //! which requests left, how much came for whom, and what was heard on the way.
 //!
 //! rmcp's own channel between the two carries messages alone, and says of an end only that it
-//! came. A notification that overtakes the registration of its call waits among the strays.
+//! came. It also names a request only after it went off, so a call listens before it has a name,
+//! and progress that is faster than the name waits among the strays.
 
 use super::Heard;
 use super::error::Ending;
@@ -46,8 +47,11 @@ pub(super) struct Wire {
 struct Inner {
     ending: Option<Ending>,
     left: HashSet<RequestId>,
-    waiting: HashMap<RequestId, Waiting>,
-    tokens: HashMap<ProgressToken, RequestId>,
+    /// Who listens, by the order they came in.
+    waiting: HashMap<u64, Waiting>,
+    came: u64,
+    ids: HashMap<RequestId, u64>,
+    tokens: HashMap<ProgressToken, u64>,
     strays: VecDeque<(ProgressToken, Heard)>,
     stray_bytes: usize,
     changed: bool,
@@ -55,7 +59,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Waiting {
-    token: ProgressToken,
+    name: Option<(RequestId, ProgressToken)>,
     bytes: usize,
     heard: mpsc::Sender<Heard>,
     passed: usize,
@@ -111,12 +115,11 @@ impl Wire {
         self.lock().left.contains(id)
     }
 
-    /// Starts to listen for a request.
-    pub fn wait_for(&self, id: &RequestId, token: &ProgressToken, heard: mpsc::Sender<Heard>) -> Signs {
+    /// Starts to listen for a request that is about to be sent.
+    pub fn listen(&self, heard: mpsc::Sender<Heard>) -> (u64, Signs) {
         let signs = Signs::default();
-        let mut inner = self.lock();
         let waiting = Waiting {
-            token: token.clone(),
+            name: None,
             bytes: 0,
             heard,
             passed: 0,
@@ -124,22 +127,35 @@ impl Wire {
             kept_bytes: 0,
             signs: signs.clone(),
         };
-        inner.tokens.insert(token.clone(), id.clone());
-        let mut waiting = waiting;
-        let strays = std::mem::take(&mut inner.strays);
-        for (of, heard) in strays {
+        let mut inner = self.lock();
+        inner.came += 1;
+        let place = inner.came;
+        inner.waiting.insert(place, waiting);
+        (place, signs)
+    }
+
+    /// Now the request has a name, and what came under it is its own.
+    pub fn name(&self, place: u64, id: &RequestId, token: &ProgressToken) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let Some(waiting) = inner.waiting.get_mut(&place) else { return };
+        waiting.name = Some((id.clone(), token.clone()));
+        inner.ids.insert(id.clone(), place);
+        inner.tokens.insert(token.clone(), place);
+        for (of, heard) in std::mem::take(&mut inner.strays) {
             if of == *token { waiting.hear(heard) } else { inner.strays.push_back((of, heard)) }
         }
-        inner.waiting.insert(id.clone(), waiting);
-        signs
     }
 
     /// Stops to listen; what was heard and kept, as content blocks.
-    pub fn done(&self, id: &RequestId) -> Vec<Value> {
+    pub fn done(&self, place: u64) -> Vec<Value> {
         let mut inner = self.lock();
-        inner.left.remove(id);
-        let Some(waiting) = inner.waiting.remove(id) else { return Vec::new() };
-        inner.tokens.remove(&waiting.token);
+        let Some(waiting) = inner.waiting.remove(&place) else { return Vec::new() };
+        if let Some((id, token)) = &waiting.name {
+            inner.left.remove(id);
+            inner.ids.remove(id);
+            inner.tokens.remove(token);
+        }
         inner.stray_bytes = 0;
         waiting.kept.into_iter().map(|text| json!({ "type": "text", "text": text })).collect()
     }
@@ -148,13 +164,13 @@ impl Wire {
     pub fn charge(&self, whom: &For, bytes: usize) {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let id = match whom {
-            For::Request(id) => Some(id),
+        let place = match whom {
+            For::Request(id) => inner.ids.get(id),
             For::Token(token) => inner.tokens.get(token),
             For::All => None,
         };
         let mut found = false;
-        match id.and_then(|id| inner.waiting.get_mut(id)) {
+        match place.and_then(|place| inner.waiting.get_mut(place)) {
             Some(waiting) => {
                 found = true;
                 waiting.charge(bytes, self.limit);
@@ -180,7 +196,7 @@ impl Wire {
     pub fn progress(&self, token: &ProgressToken, heard: Heard) {
         let mut guard = self.lock();
         let inner = &mut *guard;
-        match inner.tokens.get(token).and_then(|id| inner.waiting.get_mut(id)) {
+        match inner.tokens.get(token).and_then(|place| inner.waiting.get_mut(place)) {
             Some(waiting) => {
                 waiting.signs.progress.notify_one();
                 waiting.hear(heard);
