@@ -21,7 +21,7 @@ pub fn start(ctx: &Arc<Context>, end: CancellationToken) {
     let ctx = Arc::clone(ctx);
     tokio::spawn(end.run_until_cancelled_owned(async move {
         loop {
-            for key in ctx.mcp.changed().await {
+            for key in ctx.mcp.changed() {
                 // It is said once: it must not get lost because the database was away.
                 while let Err(error) = tell(&ctx, &key).await {
                     tracing::warn!(%error, connection = %key.server, "a change of tools was not noted yet");

@@ -22,6 +22,7 @@ pub mod migrations;
 pub mod outcomes;
 pub mod reports;
 pub mod resources;
+pub mod runtime_statuses;
 pub mod schedules;
 pub mod search;
 pub mod sweeps;
