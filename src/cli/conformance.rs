@@ -13,7 +13,6 @@ use crate::guard::Guard;
 use crate::mcp::{Call, Clients, Definition, Endpoint, McpError, Server, SessionKey};
 use anyhow::Context as _;
 use clap::Args;
-use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
