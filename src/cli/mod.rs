@@ -15,6 +15,9 @@ mod search;
 mod table;
 mod tool;
 mod tool_credential;
+mod tool_login;
+mod tool_review;
+mod tool_server;
 mod verify;
 mod watch;
 

@@ -37,6 +37,7 @@ mod schema;
 mod search;
 mod tidy;
 mod tool_call;
+mod tool_sync;
 mod verify;
 mod wire;
 mod world;
