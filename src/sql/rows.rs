@@ -8,7 +8,7 @@ const WIDEST: usize = 200;
 
 /// What a query gave.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Rows {
+pub(super) struct Table {
     pub columns: Vec<String>,
     pub rows: Vec<Vec<Value>>,
     /// There was more than the limits let through.
@@ -24,7 +24,7 @@ pub(super) struct Caps {
     pub bytes: usize,
 }
 
-impl Rows {
+impl Table {
     pub(super) fn new(columns: Vec<String>) -> Self {
         Self { columns, ..Self::default() }
     }
