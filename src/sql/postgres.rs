@@ -193,10 +193,11 @@ async fn read(sql: &Sql, conn: &mut PgConnection, statement: &str) -> sqlx::Resu
     }
 }
 
-/// The statement within a cursor, each column as a text that the server cuts to what we keep.
+/// The statement within a cursor, each column as a text that the server cuts to a character more
+/// than there is room for, so that the cut is seen.
 fn cursor(statement: &str, columns: usize, longest: usize) -> String {
     let names: Vec<_> = (0..columns).map(|i| format!("c{i}")).collect();
-    let texts: Vec<_> = names.iter().map(|name| format!("left({name}::text, {longest})")).collect();
+    let texts: Vec<_> = names.iter().map(|name| format!("left({name}::text, {})", longest + 1)).collect();
     format!(
         "DECLARE gristmill_cursor NO SCROLL CURSOR FOR SELECT {} FROM (\n{statement}\n) AS asked({})",
         texts.join(", "),

@@ -260,6 +260,7 @@ async fn rows_and_bytes_are_capped_and_the_cut_is_told(db: PgPool) {
         let huge = "SELECT string_agg(repeat('x', 9000), '') FROM generate_series(1, 1000)";
         let huge = sql.query(&shop.database(), huge).await.unwrap();
         assert_eq!(rows(&huge)[0][0].as_str().unwrap().len(), 10_000);
+        assert_eq!(huge.structured_content.as_ref().unwrap()["truncated"], true);
         let all = sql.query(&shop.database(), "SELECT n FROM generate_series(1, 450) g(n)").await.unwrap();
         assert_eq!(all.structured_content.as_ref().unwrap()["truncated"], false);
     })
