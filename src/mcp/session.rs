@@ -5,6 +5,7 @@ use super::call::{Line, Terms};
 use super::child::{GRACE, Keeper};
 use super::ear::Ear;
 use super::error::{Ending, McpError};
+use super::slot::Seat;
 use super::start::Started;
 use super::{Answer, Call, Heard, Listing, Task};
 use rmcp::model::{
@@ -36,6 +37,8 @@ pub(super) struct Session {
     line: Line,
     service: Mutex<Option<RunningService<RoleClient, Ear>>>,
     keeper: Option<Arc<Keeper>>,
+    /// Given back when the last call over it is over.
+    _seat: Option<Seat>,
     pub opened: Instant,
 }
 
@@ -47,7 +50,7 @@ pub(super) struct Patience {
 }
 
 impl Session {
-    pub fn new(started: Started) -> Self {
+    pub fn new(started: Started, seat: Option<Seat>) -> Self {
         let peer = started.service.peer().clone();
         let over = CancellationToken::new();
         tokio::spawn(over.clone().run_until_cancelled_owned(listen(peer.clone())));
@@ -56,6 +59,7 @@ impl Session {
             line: Line { peer, wire: started.wire },
             service: Mutex::new(Some(started.service)),
             keeper: started.keeper,
+            _seat: seat,
             opened: Instant::now(),
         }
     }
@@ -63,6 +67,11 @@ impl Session {
     /// Whether requests can still be sent over it.
     pub fn is_open(&self) -> bool {
         !self.line.wire.ended.is_cancelled() && !self.line.peer.is_transport_closed()
+    }
+
+    /// When it ended, if it did by itself.
+    pub fn died(&self) -> Option<Instant> {
+        self.line.wire.ended_at().or_else(|| self.line.peer.is_transport_closed().then(Instant::now))
     }
 
     pub fn is_child(&self) -> bool {
