@@ -30,6 +30,13 @@ impl ToolOutput {
     }
 }
 
+/// A credential, and the origin it was saved for: the only one it is ever sent to.
+#[derive(Debug, Clone, Copy)]
+pub struct Saved<'a> {
+    pub credential: &'a Credential,
+    pub origin: &'a str,
+}
+
 /// What proves to a tool's server who calls; sealed as JSON in `tool_credentials`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -57,6 +64,9 @@ pub enum Credential {
         client_secret: Option<SecretString>,
         token_url: String,
         scope: Option<String>,
+        /// What the token is for (RFC 8707), as it was said when it was asked for.
+        #[serde(default)]
+        resource: Option<String>,
     },
     ClientCredentials {
         client_id: String,

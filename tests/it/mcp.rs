@@ -35,7 +35,7 @@ fn key() -> SessionKey {
 }
 
 /// Python itself, not a shim that would look for it; every machine that builds this has one.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let print = ["-c", "import sys; print(sys.executable)"];
     let said = std::process::Command::new("python3").args(print).output().expect("these tests need python3");
     String::from_utf8(said.stdout).unwrap().trim().into()
