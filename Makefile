@@ -18,7 +18,7 @@ SEED ?=
 WITH_POSTGRES := PYTHON='$(PYTHON)' .make/with-postgres.sh
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help deps deps-tools demo test chaos bench bench-queue fmt lint doc prepare prepare-check clean need-cargo
+.PHONY: help deps deps-tools demo test chaos conformance bench bench-queue fmt lint doc prepare prepare-check clean need-cargo
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ ifeq ($(NEXTEST),yes)
 else
 	@$(WITH_POSTGRES) $(CARGO) test --test it chaos::$(T) -- --ignored --nocapture --test-threads 1
 endif
+
+conformance: deps-tools need-cargo ## the MCP client against the protocol's own suites
+	@$(CARGO) build
+	@.make/conformance.sh
 
 bench: deps need-cargo ## the embed job against raw ONNX Runtime
 	@$(CARGO) build

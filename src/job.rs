@@ -45,9 +45,6 @@ pub enum JobError {
     /// Somebody else has the job now; nothing may be written.
     #[error("the lease was lost")]
     Lost,
-    /// A person or the chat layer asked for it to stop.
-    #[error("cancelled")]
-    Cancelled,
 }
 
 /// What a parked job waits for; the first word of its reason.

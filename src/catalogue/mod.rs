@@ -8,9 +8,10 @@
 //! no option ever comes from a tenant's row.
 
 mod danger;
+pub mod runtimes;
 mod values;
 
-use crate::config::EnvValue;
+use crate::config::{CatalogueServer, EnvValue, Transport};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -109,6 +110,42 @@ impl Entry {
             env: env.collect::<Result<_, _>>()?,
         })
     }
+}
+
+/// Whether every server of the settings may be offered; the first that may not is named.
+pub fn check(servers: &[CatalogueServer]) -> Result<(), CatalogueError> {
+    for server in servers {
+        let wrong = |why: &str| CatalogueError::Entry { server: server.name.clone(), why: why.to_owned() };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if !(1..=64).contains(&server.name.len()) || !server.name.bytes().all(plain) {
+            return Err(wrong("a name is 1 to 64 of letters, digits, _ and -"));
+        }
+        if servers.iter().filter(|other| other.name == server.name).count() > 1 {
+            return Err(wrong("the name stands twice in the catalogue"));
+        }
+        match (server.transport, &server.command, &server.url) {
+            (Transport::Stdio, Some(command), None) => Entry {
+                name: server.name.clone(),
+                command: command.clone(),
+                arguments: server.arguments.clone(),
+                env: server.env.clone(),
+                parameters: server.parameters.clone(),
+            }
+            .check()?,
+            (Transport::Stdio, ..) => return Err(wrong("a stdio server has a command and no url")),
+            (_, None, Some(url)) => {
+                let url = url::Url::parse(url).map_err(|_| wrong("its url is none"))?;
+                if !matches!(url.scheme(), "http" | "https")
+                    || !url.username().is_empty()
+                    || url.password().is_some()
+                {
+                    return Err(wrong("its url is to be http or https, and without a login"));
+                }
+            }
+            _ => return Err(wrong("a server behind an address has a url and no command")),
+        }
+    }
+    Ok(())
 }
 
 /// The parameter that this whole argument stands for.

@@ -183,3 +183,29 @@ fn a_credential_goes_into_the_variables_that_carry_it_and_nowhere_else() {
     let carried = filled.env.iter().filter(|(_, value)| value.expose_secret() == "canary");
     assert_eq!(carried.map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["API_TOKEN"]);
 }
+
+#[test]
+fn a_catalogue_is_checked_as_a_whole_and_the_wrong_server_named() {
+    let server = |toml: &str| -> CatalogueServer {
+        serde_json::from_value(serde_json::from_str(toml).unwrap()).unwrap()
+    };
+    let fine = [
+        server(r#"{"name": "a", "command": "uvx", "arguments": ["mcp-server-time"]}"#),
+        server(r#"{"name": "b", "transport": "streamable_http", "url": "https://b.test/mcp"}"#),
+    ];
+    check(&fine).unwrap();
+    let wrong = [
+        r#"{"name": "x", "command": "sh", "arguments": ["-c", "id"]}"#,
+        r#"{"name": "x"}"#,
+        r#"{"name": "x y", "command": "uvx", "arguments": ["s"]}"#,
+        r#"{"name": "x", "command": "server", "url": "https://b.test/"}"#,
+        r#"{"name": "x", "transport": "sse", "command": "server"}"#,
+        r#"{"name": "x", "transport": "sse", "url": "file:///etc/passwd"}"#,
+        r#"{"name": "x", "transport": "sse", "url": "https://u:p@b.test/"}"#,
+        r#"{"name": "a", "command": "server"}"#,
+    ];
+    for text in wrong {
+        let all = [&fine[..], &[server(text)]].concat();
+        assert!(check(&all).is_err(), "{text}");
+    }
+}

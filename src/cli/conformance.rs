@@ -2,7 +2,10 @@
 //!
 //! Not a command for people. A suite starts it once a scenario, with the server's address; the
 //! scenario's name and what is to be called stand in the environment. It lists the tools and calls
-//! them, with the arguments that the scenario names or with ones made up from their schemas.
+//! them, with the arguments that the scenario names or with ones made up from their schemas. Where
+//! the server wants to know who calls, it is told ([`auth`]), so often and no oftener.
+
+mod auth;
 
 use crate::config::Config;
 use crate::domain::{ToolOutput, WorkspaceId};
@@ -10,7 +13,6 @@ use crate::guard::Guard;
 use crate::mcp::{Call, Clients, Definition, Endpoint, McpError, Server, SessionKey};
 use anyhow::Context as _;
 use clap::Args;
-use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
@@ -32,7 +34,12 @@ pub struct Conformance {
 struct Script {
     #[serde(default, rename = "toolCalls")]
     calls: Vec<ScriptCall>,
+    #[serde(flatten)]
+    known: auth::Known,
 }
+
+/// A server that is never content is left after so many grants.
+const GRANTS: i32 = 3;
 
 #[derive(Debug, Deserialize)]
 struct ScriptCall {
@@ -44,8 +51,10 @@ struct ScriptCall {
 /// One scenario at work.
 struct Play {
     clients: Clients,
-    key: SessionKey,
-    server: Server,
+    workspace: WorkspaceId,
+    id: Uuid,
+    url: Url,
+    wallet: tokio::sync::Mutex<auth::Wallet>,
 }
 
 impl Conformance {
@@ -57,36 +66,58 @@ impl Conformance {
         let guard = Guard::new(&["127.0.0.0/8".parse()?, "::1/128".parse()?]);
         let play = Play {
             clients: Clients::new(&settings.mcp, &guard)?,
-            key: SessionKey {
-                workspace: WorkspaceId(Uuid::now_v7()),
-                server: Uuid::now_v7(),
-                credential: None,
-            },
-            server: Server::StreamableHttp(Endpoint { url: self.url, headers: HeaderMap::new() }),
+            workspace: WorkspaceId(Uuid::now_v7()),
+            id: Uuid::now_v7(),
+            url: self.url,
+            wallet: tokio::sync::Mutex::new(auth::Wallet::new(&guard, script.known)?),
         };
-        let ended = play.act(&script).await;
+        let ended = play.act(&script.calls).await;
         play.clients.close().await;
         ended.map(|()| ExitCode::SUCCESS)
     }
 }
 
 impl Play {
-    async fn act(&self, script: &Script) -> anyhow::Result<()> {
-        let listing = self.clients.list(&self.key, &self.server).await.context("listing the tools")?;
+    async fn act(&self, calls: &[ScriptCall]) -> anyhow::Result<()> {
+        let listing = loop {
+            let (key, server) = self.session().await?;
+            match self.clients.list(&key, &server).await {
+                Err(error) if self.obeys(&error).await? => {}
+                listed => break listed.context("listing the tools")?,
+            }
+        };
         println!("protocol {}, {} tools", listing.protocol_version, listing.tools.len());
-        for call in &script.calls {
-            self.call(&call.name, call.arguments.clone()).await;
+        for call in calls {
+            self.call(&call.name, call.arguments.clone()).await?;
         }
-        if script.calls.is_empty() {
+        if calls.is_empty() {
             for tool in &listing.tools {
-                self.call(&tool.name, arguments(tool, &listing.tools)).await;
+                self.call(&tool.name, arguments(tool, &listing.tools)).await?;
             }
         }
         Ok(())
     }
 
+    /// A session with what was granted so far.
+    async fn session(&self) -> anyhow::Result<(SessionKey, Server)> {
+        let (headers, credential) = self.wallet.lock().await.shown()?;
+        let key = SessionKey { workspace: self.workspace, server: self.id, credential };
+        Ok((key, Server::StreamableHttp(Endpoint { url: self.url.clone(), headers })))
+    }
+
+    /// Whether the server asked for a grant, and has it now.
+    async fn obeys(&self, error: &McpError) -> anyhow::Result<bool> {
+        let McpError::NeedsAuth { challenge, .. } = error else { return Ok(false) };
+        let mut wallet = self.wallet.lock().await;
+        if wallet.version == GRANTS {
+            return Ok(false);
+        }
+        wallet.obey(&self.url, challenge.as_deref()).await?;
+        Ok(true)
+    }
+
     /// Calls a tool and says what came of it: a failure may be what the scenario waits for.
-    async fn call(&self, tool: &str, arguments: Map<String, Value>) {
+    async fn call(&self, tool: &str, arguments: Map<String, Value>) -> anyhow::Result<()> {
         let call = Call {
             tool: tool.to_owned(),
             arguments,
@@ -95,14 +126,20 @@ impl Play {
             idle: Duration::from_secs(10),
             total: Duration::from_secs(25),
         };
-        let (heard, _) = mpsc::channel(1);
-        let never = CancellationToken::new();
-        let ended: Result<ToolOutput, McpError> =
-            self.clients.call(&self.key, &self.server, &call, heard, &never).await;
+        let ended: Result<ToolOutput, McpError> = loop {
+            let (heard, _) = mpsc::channel(1);
+            let never = CancellationToken::new();
+            let (key, server) = self.session().await?;
+            match self.clients.call(&key, &server, &call, heard, &never).await {
+                Err(error) if self.obeys(&error).await? => {}
+                ended => break ended,
+            }
+        };
         match ended {
             Ok(output) => println!("{tool}: {}", json!(output)),
             Err(error) => println!("{tool}: {error}"),
         }
+        Ok(())
     }
 }
 

@@ -15,6 +15,9 @@ mod search;
 mod table;
 mod tool;
 mod tool_credential;
+mod tool_login;
+mod tool_review;
+mod tool_server;
 mod verify;
 mod watch;
 
@@ -106,9 +109,9 @@ impl Command {
         );
         // A line for each of a bench's jobs would be most of what it measures.
         let benches = matches!(self.what, What::Bench(ref bench) if !matches!(bench, bench::Bench::Embed(_)));
-        if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=error,warn" {
+        if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=off,warn" {
             // These draw progress; only what goes wrong should break into it.
-            settings.log.filter = "error".into();
+            settings.log.filter = "error,rmcp=off".into();
         }
         start_log(&settings)?;
         if let What::Worker = self.what {

@@ -7,6 +7,9 @@ use crate::cli::house::House;
 use crate::cli::operate::Tenant;
 use crate::cli::table::table;
 use crate::cli::tool_credential::Credentials;
+use crate::cli::tool_login::Login;
+use crate::cli::tool_review::Reviews;
+use crate::cli::tool_server::{Servers, Sync};
 use crate::store::tool_reports::{self, NewTool};
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
@@ -39,6 +42,13 @@ pub enum Tool {
     /// What proves to tools' servers who calls.
     #[command(subcommand)]
     Credential(Credentials),
+    /// Lets a user consent, in a browser, to calls of a server's tools in their name.
+    Login(Login),
+    #[command(subcommand)]
+    Server(Servers),
+    Sync(Sync),
+    #[command(subcommand)]
+    Review(Reviews),
 }
 
 impl Tool {
@@ -54,6 +64,10 @@ impl Tool {
             Self::Log(log) => log.run(house).await,
             Self::Results(results) => results.run(house).await,
             Self::Credential(credentials) => credentials.run(house).await,
+            Self::Login(login) => login.run(house).await,
+            Self::Server(servers) => servers.run(house).await,
+            Self::Sync(sync) => sync.run(house).await,
+            Self::Review(reviews) => reviews.run(house).await,
         }
     }
 }

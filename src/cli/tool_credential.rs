@@ -156,6 +156,10 @@ impl Whose {
         };
         Ok((Holder { workspace, user, subject: found.subject }, found))
     }
+
+    pub(super) async fn workspace(&self, house: &House) -> anyhow::Result<WorkspaceId> {
+        self.tenant.find(house).await
+    }
 }
 
 async fn list(house: &House, workspace: WorkspaceId) -> anyhow::Result<ExitCode> {
@@ -226,7 +230,7 @@ async fn reseal(house: &House) -> anyhow::Result<ExitCode> {
 }
 
 /// One line of standard input; at a terminal it is asked for and not shown.
-fn secret(subject: &str) -> anyhow::Result<SecretString> {
+pub(super) fn secret(subject: &str) -> anyhow::Result<SecretString> {
     let stdin = std::io::stdin();
     let mut line = secrecy::zeroize::Zeroizing::new(String::new());
     if stdin.is_terminal() {

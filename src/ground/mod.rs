@@ -202,6 +202,3 @@ fn approximate(place: Option<&Place>) -> Option<Value> {
     }
     any.then_some(known)
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,9 +3,12 @@
 use super::error::McpError;
 use super::{Answer, Definition, Task};
 use crate::domain::ToolOutput;
-use rmcp::model::{CallToolResult, DetailedTask, ServerResult, TaskPayload, Tool};
+use rmcp::model::{
+    CallToolResult, DetailedTask, InputRequest, InputRequests, InputResponses, ServerResult, TaskPayload,
+    Tool,
+};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// Between two looks at a task whose server names no interval, and the bounds of one it names.
@@ -13,10 +16,10 @@ const POLL: Duration = Duration::from_secs(2);
 const POLL_LEAST: Duration = Duration::from_millis(100);
 const POLL_MOST: Duration = Duration::from_mins(5);
 
-/// What an answer to `tools/call` means, or the state that the request is to be repeated with.
+/// What an answer to `tools/call` means, or what the request is to be repeated with.
 pub(super) enum Reading {
     Answer(Answer),
-    Again(String),
+    Again { state: Option<String>, responses: Option<InputResponses> },
 }
 
 pub(super) fn read(result: ServerResult) -> Result<Reading, McpError> {
@@ -25,17 +28,27 @@ pub(super) fn read(result: ServerResult) -> Result<Reading, McpError> {
         ServerResult::EmptyResult(_) => Answer::Done(ToolOutput::default()),
         ServerResult::CreateTaskResult(created) => Answer::Task(task(created.task)),
         ServerResult::InputRequiredResult(wanted) => {
-            let asks = wanted.input_requests.is_some_and(|asked| !asked.is_empty());
-            return match wanted.request_state {
-                Some(state) if !asks => Ok(Reading::Again(state)),
-                _ => Err(McpError::WantsInput),
-            };
+            let responses = wanted.input_requests.map(declined).transpose()?.filter(|none| !none.is_empty());
+            if responses.is_none() && wanted.request_state.is_none() {
+                return Err(McpError::WantsInput);
+            }
+            return Ok(Reading::Again { state: wanted.request_state, responses });
         }
         // A kind of content that rmcp does not know makes the whole result one.
         ServerResult::CustomResult(result) => Answer::Done(lenient(result.0)?),
         _ => return Err(McpError::Unexpected),
     };
     Ok(Reading::Answer(answer))
+}
+
+/// Answers to what a server wants to know from a person: nobody says anything. What it wants from
+/// a model or of our files has no such answer.
+fn declined(asked: InputRequests) -> Result<InputResponses, McpError> {
+    let decline = |(name, request)| match request {
+        InputRequest::Elicitation(_) => Ok((name, json!({ "action": "decline" }))),
+        _ => Err(McpError::WantsInput),
+    };
+    asked.into_iter().map(decline).collect()
 }
 
 fn output(result: CallToolResult) -> ToolOutput {

@@ -1,7 +1,8 @@
 //! What a server may say to us unasked, and what it gets for an answer.
 //!
 //! Sampling, elicitation and roots are not advertised: whoever asks for them all the same is
-//! told that there is no such method. No model is called and no person is asked from here.
+//! told that there is no such method (and, where that cannot be said, that nobody wants to
+//! answer). No model is called and no person is asked from here.
 //! Progress and log messages are heard in the transport, in the order they came in: rmcp hands
 //! each to a task of its own, and the last would often come after the result.
 
@@ -106,7 +107,12 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for Tap<T> {
 
     async fn receive(&mut self) -> Option<ServerJsonRpcMessage> {
         loop {
-            let message = self.inner.receive().await?;
+            // Of a server that ended by itself, what it said before is read to its end.
+            let message = tokio::select! {
+                biased;
+                () = self.wire.cut.cancelled() => return None,
+                message = self.inner.receive() => message?,
+            };
             if let Some(message) = self.hear(message) {
                 return Some(message);
             }

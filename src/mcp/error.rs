@@ -93,6 +93,10 @@ pub enum McpError {
     Unexpected,
     #[error("the task ended as {status}{}", message.as_deref().map(|m| format!(": {m}")).unwrap_or_default())]
     Task { status: &'static str, message: Option<String> },
+    /// The server had accepted the call, and then the sight of it was lost. Whoever has the
+    /// task's id may go on asking for it.
+    #[error("the outcome is not known: {source}")]
+    Lost { task: Option<String>, source: Box<McpError> },
     #[error("no session is opened any more: this process stops")]
     Closing,
 }
@@ -121,7 +125,8 @@ impl McpError {
             | Self::Oversize { .. }
             | Self::WantsInput
             | Self::Unexpected
-            | Self::Task { .. } => true,
+            | Self::Task { .. }
+            | Self::Lost { .. } => true,
         }
     }
 
@@ -140,6 +145,7 @@ impl McpError {
                     Ending::Exited { .. } | Ending::Closed | Ending::Deaf | Ending::Broken(_) | Ending::Ours
                 )
             }
+            Self::Lost { source, .. } => source.is_transient(),
             Self::Status { status, .. } => *status == 408 || *status == 429 || *status >= 500,
             Self::Refused(_)
             | Self::Spawn(_)
@@ -155,11 +161,21 @@ impl McpError {
         }
     }
 
+    /// The same failure of a later request for a call that the server had accepted.
+    pub(super) fn of_accepted(self, task: Option<&str>) -> Self {
+        // What is final of the task is final of the call.
+        if matches!(self, Self::Task { .. } | Self::WantsInput | Self::Oversize { .. } | Self::Lost { .. }) {
+            return self;
+        }
+        Self::Lost { task: task.map(str::to_owned), source: Box::new(self) }
+    }
+
     /// When the server asked to be left alone for so long.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
             Self::BackingOff { wait, .. } => Some(*wait),
+            Self::Lost { source, .. } => source.retry_after(),
             _ => None,
         }
     }

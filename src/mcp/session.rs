@@ -5,14 +5,15 @@ use super::call::{Line, Terms};
 use super::child::{GRACE, Keeper};
 use super::ear::Ear;
 use super::error::{Ending, McpError};
+use super::slot::Seat;
 use super::start::Started;
 use super::{Answer, Call, Heard, Listing, Task};
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CancelTaskParams, CancelTaskRequest, ClientRequest,
     GetTaskParams, GetTaskRequest, ListToolsRequest, PaginatedRequestParams, ReadResourceRequest,
-    ReadResourceRequestParams, RequestMetaObject, ServerResult,
+    ReadResourceRequestParams, RequestMetaObject, ServerResult, SubscriptionFilter,
 };
-use rmcp::service::{RoleClient, RunningService};
+use rmcp::service::{Peer, RoleClient, RunningService};
 use serde_json::Value;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,9 +32,13 @@ const GOODBYE: Duration = Duration::from_secs(3);
 /// A session that was opened.
 #[derive(Debug)]
 pub(super) struct Session {
+    /// Ends with the session what listens beside it.
+    _listening: tokio_util::sync::DropGuard,
     line: Line,
     service: Mutex<Option<RunningService<RoleClient, Ear>>>,
     keeper: Option<Arc<Keeper>>,
+    /// Given back when the last call over it is over.
+    _seat: Option<Seat>,
     pub opened: Instant,
 }
 
@@ -45,11 +50,16 @@ pub(super) struct Patience {
 }
 
 impl Session {
-    pub fn new(started: Started) -> Self {
+    pub fn new(started: Started, seat: Option<Seat>) -> Self {
+        let peer = started.service.peer().clone();
+        let over = CancellationToken::new();
+        tokio::spawn(over.clone().run_until_cancelled_owned(listen(peer.clone())));
         Self {
-            line: Line { peer: started.service.peer().clone(), wire: started.wire },
+            _listening: over.drop_guard(),
+            line: Line { peer, wire: started.wire },
             service: Mutex::new(Some(started.service)),
             keeper: started.keeper,
+            _seat: seat,
             opened: Instant::now(),
         }
     }
@@ -57,6 +67,11 @@ impl Session {
     /// Whether requests can still be sent over it.
     pub fn is_open(&self) -> bool {
         !self.line.wire.ended.is_cancelled() && !self.line.peer.is_transport_closed()
+    }
+
+    /// When it ended, if it did by itself.
+    pub fn died(&self) -> Option<Instant> {
+        self.line.wire.ended_at().or_else(|| self.line.peer.is_transport_closed().then(Instant::now))
     }
 
     pub fn is_child(&self) -> bool {
@@ -77,11 +92,15 @@ impl Session {
         let terms =
             Terms { idle: call.idle, until: Instant::now() + call.total, total: call.total, heard, stop };
         let mut params = CallToolRequestParams::new(call.tool.clone()).with_arguments(call.arguments.clone());
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             let request = ClientRequest::CallToolRequest(CallToolRequest::new(params.clone()));
-            match answer::read(self.line.ask(request, meta(call), &terms).await?)? {
+            let answer = self.line.ask(request, meta(call), &terms).await;
+            let answer = if round == 0 { answer? } else { answer.map_err(|e| e.of_accepted(None))? };
+            match answer::read(answer)? {
                 Reading::Answer(answer) => return Ok(answer),
-                Reading::Again(state) => params = params.with_request_state(state),
+                Reading::Again { state, responses } => {
+                    (params.request_state, params.input_responses) = (state, responses);
+                }
             }
         }
         Err(McpError::WantsInput)
@@ -179,6 +198,22 @@ impl Session {
         if let Some(keeper) = &self.keeper {
             keeper.gone().cancelled().await;
         }
+    }
+}
+
+/// Servers of 2026 tell of changed tools only to whoever asked them to. What they tell is heard
+/// in the transport; here the request for it is kept open.
+async fn listen(peer: Peer<RoleClient>) {
+    let tells = peer.peer_info().is_some_and(|info| {
+        let tools = info.capabilities.tools.as_ref();
+        !info.protocol_version.has_initialize() && tools.is_some_and(|tools| tools.list_changed == Some(true))
+    });
+    if !tells {
+        return;
+    }
+    let filter = SubscriptionFilter::builder().tools_list_changed().build();
+    if let Ok(mut subscription) = peer.listen(filter).await {
+        while let Ok(Some(_)) = subscription.next().await {}
     }
 }
 

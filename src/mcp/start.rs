@@ -59,13 +59,11 @@ pub(super) async fn start(means: &Means, server: &Server) -> Result<Started, Mcp
             ended => ended,
         }
     });
-    match started.await {
-        Ok(started) => started,
-        Err(_) => {
-            let tail = tail.as_ref().map(Tail::text).unwrap_or_default();
-            Err(McpError::StartTimeout { after: patience, tail })
-        }
-    }
+    let Ok(started) = started.await else {
+        let tail = tail.as_ref().map(Tail::text).unwrap_or_default();
+        return Err(McpError::StartTimeout { after: patience, tail });
+    };
+    started
 }
 
 async fn once(
@@ -76,7 +74,7 @@ async fn once(
 ) -> Result<Started, McpError> {
     let wire = Wire::new(means.settings.output_bytes);
     let mut keeper = None;
-    let served = match server {
+    let ready = match server {
         Server::Stdio(program) => {
             let pipes = child::start(&means.nursery, program, &means.settings, &wire).await?;
             *tail = Some(pipes.keeper.tail());
@@ -98,7 +96,7 @@ async fn once(
             serve(transport, lifecycle, &wire).await
         }
     };
-    match served {
+    match ready {
         Ok(service) => Ok(Started { service, wire, keeper }),
         Err(error) => Err(failure(&error, &wire).await),
     }

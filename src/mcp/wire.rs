@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Of what was heard, so much is kept for the case that the answer is too large.
@@ -39,13 +40,15 @@ pub(super) struct Wire {
     inner: Mutex<Inner>,
     /// Cancelled when the session is over.
     pub ended: CancellationToken,
+    /// Cancelled when it was ended from here: what the server still says is not read any more.
+    pub cut: CancellationToken,
     /// Bytes that one call, and the session beside its calls, may receive.
     limit: usize,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    ending: Option<Ending>,
+    ending: Option<(Ending, Instant)>,
     left: HashSet<RequestId>,
     /// Who listens, by the order they came in.
     waiting: HashMap<u64, Waiting>,
@@ -77,7 +80,12 @@ pub(super) struct Signs {
 
 impl Wire {
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), ended: CancellationToken::new(), limit })
+        Arc::new(Self {
+            inner: Mutex::default(),
+            ended: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            limit,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -91,14 +99,22 @@ impl Wire {
 
     /// The session is over, and why; the first reason counts.
     pub fn end(&self, ending: Ending) {
-        self.lock().ending.get_or_insert(ending);
+        if !matches!(ending, Ending::Exited { .. } | Ending::Closed | Ending::Broken(_)) {
+            self.cut.cancel();
+        }
+        self.lock().ending.get_or_insert_with(|| (ending, Instant::now()));
         self.ended.cancel();
+    }
+
+    /// When it was over.
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.lock().ending.as_ref().map(|(_, at)| *at)
     }
 
     /// Why it is over, waiting a while for whoever knows.
     pub async fn ending(&self, patience: Duration) -> Ending {
         tokio::time::timeout(patience, self.ended.cancelled()).await.ok();
-        self.lock().ending.clone().unwrap_or(Ending::Closed)
+        self.lock().ending.as_ref().map_or(Ending::Closed, |(ending, _)| ending.clone())
     }
 
     /// From now on the server may have seen this request.

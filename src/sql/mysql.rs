@@ -147,7 +147,7 @@ async fn read(sql: &Sql, conn: &mut MySqlConnection, statement: &str) -> sqlx::R
     Ok(Asked::Rows(rows))
 }
 
-/// A value as JSON, where JSON has such a type and loses nothing; bytes as hexadecimal.
+/// A value as JSON, where JSON has such a type and loses nothing; bytes that are no text as hexadecimal.
 fn value(row: &MySqlRow, i: usize) -> Value {
     let kind = match row.try_get_raw(i) {
         Ok(raw) if raw.is_null() => return Value::Null,
@@ -171,13 +171,21 @@ fn value(row: &MySqlRow, i: usize) -> Value {
         kind if kind.ends_with("UNSIGNED") || matches!(kind, "YEAR" | "BIT") => {
             row.try_get_unchecked::<u64, _>(i).ok().map(Value::from)
         }
-        kind if kind.ends_with("BLOB") || kind.ends_with("BINARY") || kind == "GEOMETRY" => row
-            .try_get_unchecked::<Vec<u8>, _>(i)
-            .ok()
-            .map(|bytes| format!("0x{}", hex::encode(bytes)).into()),
+        kind if kind.ends_with("BLOB") || kind.ends_with("BINARY") || kind == "GEOMETRY" => {
+            row.try_get_unchecked::<Vec<u8>, _>(i).ok().map(bytes)
+        }
         _ => None,
     };
     read.or_else(|| text(row.try_get_unchecked::<String, _>(i))).unwrap_or_else(|| format!("({kind})").into())
+}
+
+/// A text with a binary collation comes as bytes too.
+fn bytes(bytes: Vec<u8>) -> Value {
+    let is_text = |text: &String| !text.chars().any(|c| c.is_control() && !c.is_whitespace());
+    match String::from_utf8(bytes.clone()).ok().filter(is_text) {
+        Some(text) => Value::String(text),
+        None => format!("0x{}", hex::encode(bytes)).into(),
+    }
 }
 
 /// Stops the statement and its session on the server.

@@ -407,4 +407,4 @@ fn is_plain(expression: &Expr) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

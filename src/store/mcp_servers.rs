@@ -199,22 +199,84 @@ pub async fn offered(conn: &mut PgConnection) -> sqlx::Result<Vec<(String, Optio
     Ok(rows.fetch_all(conn).await?.into_iter().map(|row| (row.name, row.command)).collect())
 }
 
-/// The tenant's connection to the server of this name, made when it is new.
+/// What a connection is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    pub server: &'a str,
+    pub given: &'a Value,
+    /// None: as it is, or as the settings say.
+    pub review: Option<&'a str>,
+}
+
+/// The tenant's connection to a server of the catalogue, made when it is new.
 pub async fn connect(
     conn: &mut PgConnection,
     workspace: WorkspaceId,
-    server: &str,
-    given: &Value,
+    wish: &Wish<'_>,
 ) -> sqlx::Result<Option<Uuid>> {
     sqlx::query_scalar!(
-        "INSERT INTO gristmill.mcp_server_connections (workspace_id, server_id, parameters)
-         SELECT $1, id, $3 FROM gristmill.mcp_servers WHERE name = $2 AND offered
-         ON CONFLICT (workspace_id, server_id) DO UPDATE SET parameters = excluded.parameters, enabled = true
+        "INSERT INTO gristmill.mcp_server_connections AS c (workspace_id, server_id, parameters, review)
+         SELECT $1, id, $3, $4::text::gristmill.review_policy FROM gristmill.mcp_servers WHERE name = $2 AND offered
+         ON CONFLICT (workspace_id, server_id) DO UPDATE SET
+             parameters = excluded.parameters, review = coalesce(excluded.review, c.review), enabled = true
          RETURNING id",
         workspace.0,
-        server,
-        given
+        wish.server,
+        wish.given,
+        wish.review
     )
     .fetch_optional(conn)
+    .await
+}
+
+/// Switches the tenant's connection off; false: there is none.
+pub async fn switch_off(conn: &mut PgConnection, server: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!(
+        "UPDATE gristmill.mcp_server_connections c SET enabled = false, status = 'disconnected', failure = NULL
+         FROM gristmill.mcp_servers s WHERE s.id = c.server_id AND s.name = $1",
+        server
+    )
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The tenant's connections that are in use.
+pub async fn of_tenant(conn: &mut PgConnection) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!("SELECT id FROM gristmill.mcp_server_connections WHERE enabled ORDER BY id")
+        .fetch_all(conn)
+        .await
+}
+
+/// A server of the catalogue as a tenant sees it.
+#[derive(Debug, Clone)]
+pub struct Overview {
+    pub name: String,
+    /// Its address, or the program that it is.
+    pub place: String,
+    /// None: the tenant has no connection.
+    pub status: Option<String>,
+    pub protocol_version: Option<String>,
+    pub failure: Option<String>,
+    pub tools: i64,
+    /// Definitions that wait for a person.
+    pub waiting: i64,
+}
+
+/// The catalogue with the tenant's connections.
+pub async fn overview(conn: &mut PgConnection) -> sqlx::Result<Vec<Overview>> {
+    sqlx::query_as!(
+        Overview,
+        r#"SELECT s.name, coalesce(s.url, s.command, '') AS "place!",
+                  CASE WHEN c.enabled THEN c.status::text WHEN NOT c.enabled THEN 'off' END AS status,
+                  c.protocol_version AS "protocol_version?", c.failure AS "failure?",
+                  (SELECT count(*) FROM gristmill.tools t WHERE t.connection_id = c.id AND t.enabled) AS "tools!",
+                  (SELECT count(*) FROM gristmill.tools t JOIN gristmill.tool_definitions d ON d.id = t.definition_id
+                   WHERE t.connection_id = c.id AND d.review = 'PENDING') AS "waiting!"
+           FROM gristmill.mcp_servers s
+           LEFT JOIN gristmill.mcp_server_connections c ON c.server_id = s.id
+           WHERE s.offered ORDER BY s.name"#
+    )
+    .fetch_all(conn)
     .await
 }

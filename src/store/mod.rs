@@ -23,6 +23,7 @@ pub mod outcomes;
 pub mod profiles;
 pub mod reports;
 pub mod resources;
+pub mod runtime_statuses;
 pub mod schedules;
 pub mod search;
 pub mod sweeps;

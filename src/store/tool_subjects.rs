@@ -3,6 +3,7 @@
 use crate::domain::{ToolId, UserId, WorkspaceId, origin_of, origin_of_program};
 use crate::store::tool_credentials::Subject;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 /// A tool or a connection with the place it leads to now.
 #[derive(Debug, Clone)]
@@ -51,6 +52,22 @@ pub async fn find(
         let origin = origin_of(tool.endpoint.as_deref()?)?;
         Some(Found { subject: Subject::Tool(ToolId(tool.id)), origin, url: tool.endpoint })
     }))
+}
+
+/// The tenant's connection to the server of this name.
+pub async fn connection(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    name: &str,
+) -> sqlx::Result<Option<Uuid>> {
+    sqlx::query_scalar!(
+        "SELECT c.id FROM gristmill.mcp_server_connections c JOIN gristmill.mcp_servers s ON s.id = c.server_id
+         WHERE c.workspace_id = $1 AND (s.name = $2 OR c.external_id = $2) ORDER BY s.name = $2 DESC LIMIT 1",
+        workspace.0,
+        name
+    )
+    .fetch_optional(conn)
+    .await
 }
 
 /// A user by the id the chat layer knows, or ours.

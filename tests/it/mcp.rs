@@ -3,6 +3,7 @@
 mod calls;
 mod hostile;
 mod http;
+mod orphans;
 mod real;
 
 use gristmill::config::{Config, Mcp};
