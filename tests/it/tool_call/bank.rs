@@ -60,6 +60,12 @@ impl Bank {
         Ok(Self { port, executions, task })
     }
 
+    /// Stops listening; returns when nobody does.
+    pub async fn close(&mut self) {
+        self.task.abort();
+        (&mut self.task).await.ok();
+    }
+
     /// How often a call was executed, by its idempotency key.
     pub fn executions(&self, call: Uuid) -> u32 {
         let book = self.executions.lock().unwrap_or_else(PoisonError::into_inner);

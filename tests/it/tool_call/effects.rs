@@ -48,14 +48,12 @@ async fn harmless_calls_are_tried_again_and_then_answered_with_the_failure(db: P
 async fn a_call_that_surely_was_not_sent_is_tried_again_even_with_effects(db: PgPool) -> anyhow::Result<()> {
     let world = world(db).await?;
     let chat = Chat::new(&world).await?;
-    let port = Bank::open().await?.port;
-    let closed = Bank::at(port).await?;
-    let tool = closed.tool(&chat, Manner::Answers, "effectful").await?;
-    drop(closed);
-    // The listener goes with its task.
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    // Its port, before anybody listens there.
+    let mut bank = Bank::open().await?;
+    let tool = bank.tool(&chat, Manner::Answers, "effectful").await?;
+    let port = bank.port;
+    bank.close().await;
     let call = chat.call("a", &tool, sum()).await?;
-    chat.change("UPDATE gristmill.jobs SET run_at = run_at".into()).await?;
     let worker = gristmill::runtime::Worker::start(&world.ctx, gristmill::runtime::every_kind)?;
     let failed = "SELECT count(*) >= 1 FROM gristmill.tool_attempts WHERE unsent";
     world.until("it failed once", failed).await?;
