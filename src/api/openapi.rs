@@ -79,7 +79,7 @@ impl Document {
     pub(super) fn object(
         &self,
         properties: Vec<(String, Value)>,
-        required: Vec<String>,
+        required: &[String],
     ) -> Result<Value, ToolError> {
         let mut gather = Gather { document: self, names: BTreeMap::new(), open: VecDeque::new() };
         let mut shown = Map::new();
@@ -210,15 +210,12 @@ fn decode(pointer: &str) -> String {
             .then(|| after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok()))
             .flatten()
             .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match escaped {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
+        if let Some(byte) = escaped {
+            bytes.push(byte);
+            rest = &after[2..];
+        } else {
+            bytes.push(first);
+            rest = after;
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

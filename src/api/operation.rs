@@ -77,7 +77,7 @@ impl Operation {
         Ok(Self {
             method: method(verb)?,
             path: path.to_owned(),
-            schema: document.object(reading.properties, reading.required)?,
+            schema: document.object(reading.properties, &reading.required)?,
             parameters: reading.parameters,
             body: reading.body,
             slashes: BTreeMap::new(),
@@ -324,14 +324,20 @@ impl Parameter {
         match self.shape(value)? {
             Shape::One(text) => request.query(&self.name, &text),
             Shape::Many(items) if self.explode => {
-                items.iter().for_each(|item| request.query(&self.name, item));
+                for item in items {
+                    request.query(&self.name, &item);
+                }
             }
             Shape::Many(items) => request.query_list(&self.name, &items, between),
             Shape::Pairs(pairs) if self.style == Style::DeepObject => {
-                pairs.iter().for_each(|(key, item)| request.query(&format!("{}[{key}]", self.name), item));
+                for (key, item) in pairs {
+                    request.query(&format!("{}[{key}]", self.name), &item);
+                }
             }
             Shape::Pairs(pairs) if self.explode => {
-                pairs.iter().for_each(|(key, item)| request.query(key, item));
+                for (key, item) in pairs {
+                    request.query(&key, &item);
+                }
             }
             Shape::Pairs(pairs) => {
                 let flat: Vec<_> = pairs.into_iter().flat_map(|(key, item)| [key, item]).collect();

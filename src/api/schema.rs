@@ -47,3 +47,29 @@ pub(super) fn judge(validator: &Validator, arguments: &Map<String, Value>) -> Re
     }
     Err(told)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Each would recurse for ever on any argument, and end the process with its stack.
+    #[test]
+    fn a_schema_that_leads_back_to_itself_at_once_ends_no_process() {
+        let arguments = json!({ "x": 1 });
+        for hostile in [
+            json!({ "$defs": { "a": { "$ref": "#/$defs/a" } }, "$ref": "#/$defs/a" }),
+            json!({ "$defs": { "a": { "allOf": [{ "$ref": "#/$defs/b" }] }, "b": { "anyOf": [{ "$ref": "#/$defs/a" }] } },
+                    "properties": { "x": { "$ref": "#/$defs/a" } } }),
+            json!({ "$ref": "#" }),
+            json!({ "allOf": [{ "$ref": "#" }] }),
+            json!({ "not": { "$ref": "#" } }),
+            json!({ "properties": { "x": { "if": { "$ref": "#/properties/x" } } } }),
+            json!({ "$dynamicAnchor": "me", "allOf": [{ "$dynamicRef": "#me" }] }),
+        ] {
+            if let Ok(validator) = compile(&hostile) {
+                let _ = judge(&validator, arguments.as_object().unwrap());
+            }
+        }
+    }
+}

@@ -120,6 +120,9 @@ impl Tool {
 fn base(server: &str) -> Result<Url, ToolError> {
     let no_address = || ToolError::Endpoint(server.to_owned());
     let url = Url::parse(server).map_err(|_| no_address())?;
-    let fits = matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.username().is_empty();
+    let fits = matches!(url.scheme(), "http" | "https")
+        && url.query().is_none()
+        && url.username().is_empty()
+        && !server.contains(['{', '}']);
     if fits && url.password().is_none() { Ok(url) } else { Err(no_address()) }
 }

@@ -91,6 +91,16 @@ impl Ground {
         Ok(Self { client, settings: settings.clone() })
     }
 
+    /// What a model is shown of the tool's arguments.
+    pub fn input_schema() -> Value {
+        json!({
+            "type": "object",
+            "properties": { "query": { "type": "string", "minLength": 1, "description": "What to find out." } },
+            "required": ["query"],
+            "additionalProperties": false,
+        })
+    }
+
     /// Asks, and gives the answer as a tool's output.
     pub async fn search(&self, question: &Question<'_>) -> Result<ToolOutput, GroundError> {
         self.answer(question).await.map(Answer::output)

@@ -323,3 +323,16 @@ pub fn resolve(command: &str, path: &str) -> Option<PathBuf> {
 pub(super) fn glimpse(bytes: &[u8]) -> String {
     head(&String::from_utf8_lossy(bytes), 200).to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_its_absolute_path_or_the_first_of_its_name() {
+        assert_eq!(resolve("sh", "/nowhere:/bin:/usr/bin"), Some("/bin/sh".into()));
+        assert_eq!(resolve("/opt/x", "/bin"), Some("/opt/x".into()));
+        assert_eq!(resolve("./x", "/bin"), None);
+        assert_eq!(resolve("no-such-program", "/bin:/usr/bin"), None);
+    }
+}

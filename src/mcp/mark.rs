@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 /// Names who started a process: `namespace.pid.start time`.
-const OWNER: &str = "GRISTMILL_MCP_OWNER";
+const OWNER: &str = "GRISTMILL_MCP_WORKER";
 /// Names the one server that a process belongs to.
 const SERVER: &str = "GRISTMILL_MCP_SERVER";
 

@@ -171,6 +171,8 @@ pub struct Listing {
     pub server: Option<(String, String)>,
     pub instructions: Option<String>,
     pub tools: Vec<Definition>,
+    /// It has more than are listed here.
+    pub truncated: bool,
 }
 
 /// One tool, as its server describes it: somebody else's text.

@@ -26,6 +26,18 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Headers that the protocol sets, whatever was configured.
+const OURS: [&str; 8] = [
+    "accept",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "last-event-id",
+    "mcp-protocol-version",
+    "mcp-session-id",
+];
+
 /// What sessions are started with.
 #[derive(Debug)]
 pub(super) struct Means {
@@ -118,6 +130,9 @@ where
 fn http(means: &Means, endpoint: &Endpoint, wire: &Arc<Wire>) -> Result<Http, McpError> {
     means.guard.check(&endpoint.url)?;
     let mut headers: HeaderMap = endpoint.headers.clone();
+    for ours in OURS {
+        headers.remove(ours);
+    }
     headers.values_mut().for_each(|value| value.set_sensitive(true));
     Ok(Http {
         client: means.http.clone(),

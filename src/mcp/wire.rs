@@ -289,3 +289,69 @@ impl Heard {
 pub(super) fn head(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rmcp::model::NumberOrString;
+
+    fn id(n: i64) -> RequestId {
+        NumberOrString::Number(n)
+    }
+
+    fn token(n: i64) -> ProgressToken {
+        ProgressToken(NumberOrString::Number(n))
+    }
+
+    fn step(n: f64) -> Heard {
+        Heard::Progress { progress: n, total: None, message: Some("a step".into()) }
+    }
+
+    #[test]
+    fn progress_that_overtakes_the_name_of_its_call_is_not_lost() {
+        let wire = Wire::new(100);
+        let (heard, mut ears) = mpsc::channel(10);
+        let (place, _) = wire.listen(heard);
+        wire.progress(&token(7), step(1.0));
+        wire.progress(&token(8), step(9.0));
+        wire.name(place, &id(3), &token(7));
+        wire.progress(&token(7), step(2.0));
+        assert_eq!(ears.try_recv(), Ok(step(1.0)));
+        assert_eq!(ears.try_recv(), Ok(step(2.0)));
+        assert!(ears.try_recv().is_err(), "the other one is somebody else's");
+    }
+
+    #[test]
+    fn bytes_count_for_whom_they_are() {
+        let wire = Wire::new(100);
+        let [(one, mine), (two, other)] = [1, 2].map(|n| {
+            let (place, signs) = wire.listen(mpsc::channel(1).0);
+            wire.name(place, &id(n), &token(n));
+            (place, signs)
+        });
+        wire.charge(&For::Request(id(1)), 100);
+        assert!(!mine.too_much.is_cancelled());
+        wire.charge(&For::Token(token(1)), 1);
+        assert!(mine.too_much.is_cancelled() && !other.too_much.is_cancelled());
+        wire.charge(&For::All, 101);
+        assert!(other.too_much.is_cancelled() && !wire.ended.is_cancelled());
+        wire.done(one);
+        wire.done(two);
+        wire.charge(&For::Request(id(1)), 100);
+        assert!(!wire.ended.is_cancelled());
+        wire.charge(&For::All, 1);
+        assert!(wire.ended.is_cancelled(), "too much that nobody waits for");
+    }
+
+    #[test]
+    fn a_full_channel_drops_what_is_heard_and_never_waits() {
+        let wire = Wire::new(100);
+        let (heard, mut ears) = mpsc::channel(2);
+        let (place, _) = wire.listen(heard);
+        for _ in 0..5 {
+            wire.tell_all(&Heard::Log { level: "info".into(), logger: None, data: "said".into() });
+        }
+        assert!(ears.try_recv().is_ok() && ears.try_recv().is_ok() && ears.try_recv().is_err());
+        assert_eq!(wire.done(place).len(), 5, "what came before an error is kept all the same");
+    }
+}

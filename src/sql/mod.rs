@@ -10,6 +10,7 @@
 //! a second after ours.
 
 mod error;
+mod expressions;
 mod functions;
 mod mysql;
 mod postgres;
@@ -26,9 +27,10 @@ use crate::config;
 use crate::domain::{Saved, ToolOutput, WorkspaceId};
 use crate::guard::Guard;
 use relay::{Limits, Relay};
-use rows::{Caps, Rows};
-use serde_json::{Value, json};
+use rows::{Caps, Table};
+use serde_json::{Map, Value, json};
 use sqlx::PgPool;
+use std::net::SocketAddr;
 use std::time::Duration;
 use target::{Server, Target, Tls};
 
@@ -60,7 +62,7 @@ pub struct Sql {
 
 /// What came of asking a server.
 enum Asked {
-    Rows(Rows),
+    Rows(Table),
     /// The database's own words against the statement.
     Refused(String),
     /// Our time was up, and the statement is cancelled.
@@ -146,22 +148,48 @@ impl Sql {
             tokio::time::timeout(self.connect, relay::admitted(&self.guard, &server.host, server.port))
                 .await
                 .map_err(|_| SqlError::ConnectTimeout(self.connect))??;
-        // An address that only the settings opened is a private network, where TLS is rare.
-        let is_private = addresses.iter().all(|address| Guard::new(&[]).admit("", address.ip()).is_err());
-        let tls = server.tls.unwrap_or(if is_private { Tls::Prefer } else { Tls::Require });
+        let tls = server.tls.unwrap_or_else(|| usual_tls(&addresses));
         let limits = Limits { connect: self.connect, bytes: self.max_wire_bytes };
         Ok((Relay::open(addresses, server.port, limits)?, tls))
     }
 
-    /// The schema of the arguments of the query operation.
-    pub fn query_schema() -> Value {
+    /// What a model is shown of the tool's arguments.
+    pub fn input_schema() -> Value {
+        let operation =
+            "`schema` lists tables, columns, keys and comments; `query` runs one SELECT statement.";
         json!({
             "type": "object",
-            "properties": { "sql": { "type": "string", "description": "One SELECT statement." } },
-            "required": ["sql"],
+            "properties": {
+                "operation": { "type": "string", "enum": ["schema", "query"], "description": operation },
+                "sql": { "type": "string", "description": "One SELECT statement, for `query`." },
+            },
+            "required": ["operation"],
             "additionalProperties": false,
         })
     }
+
+    /// Runs the operation that a model's arguments name.
+    pub async fn call(
+        &self,
+        database: &Database<'_>,
+        arguments: &Map<String, Value>,
+    ) -> Result<ToolOutput, SqlError> {
+        let (operation, statement) =
+            (arguments.get("operation"), arguments.get("sql").and_then(Value::as_str));
+        match (operation.and_then(Value::as_str), statement) {
+            (Some("schema"), _) => self.schema(database).await,
+            (Some("query") | None, Some(statement)) => self.query(database, statement).await,
+            _ => Ok(ToolOutput::error("Give `operation`: \"schema\", or \"query\" with `sql`.")),
+        }
+    }
+}
+
+/// An address that only the settings opened is a private network, where TLS is rare; on any other
+/// a password goes over TLS or not at all.
+fn usual_tls(addresses: &[SocketAddr]) -> Tls {
+    let nothing_opened = Guard::new(&[]);
+    let is_private = |address: &SocketAddr| nothing_opened.admit("", address.ip()).is_err();
+    if addresses.iter().all(is_private) { Tls::Prefer } else { Tls::Require }
 }
 
 #[cfg(test)]

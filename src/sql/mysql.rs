@@ -2,7 +2,7 @@
 
 use super::error::SqlError;
 use super::relay::Relay;
-use super::rows::Rows;
+use super::rows::Table;
 use super::target::{Server, Tls};
 use super::{Asked, Sql, sort};
 use futures::TryStreamExt;
@@ -136,7 +136,7 @@ async fn read(sql: &Sql, conn: &mut MySqlConnection, statement: &str) -> sqlx::R
     let described = (&mut *conn).prepare(AssertSqlSafe(statement.to_owned()).into_sql_str()).await?;
     let columns = described.columns().iter().map(|column| column.name().to_owned()).collect();
     drop(described);
-    let mut rows = Rows::new(columns);
+    let mut rows = Table::new(columns);
     let mut found = sqlx::query(AssertSqlSafe(statement.to_owned())).persistent(false).fetch(&mut *conn);
     while let Some(row) = found.try_next().await? {
         let values = (0..row.len()).map(|i| value(&row, i)).collect();
@@ -154,9 +154,6 @@ fn value(row: &MySqlRow, i: usize) -> Value {
         Ok(raw) => raw.type_info().name().to_owned(),
         Err(_) => return Value::Null,
     };
-    fn text<T: Display>(value: sqlx::Result<T>) -> Option<Value> {
-        value.ok().map(|value| Value::String(value.to_string()))
-    }
     let read = match kind.as_str() {
         "BOOLEAN" | "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" => {
             row.try_get_unchecked::<i64, _>(i).ok().map(Value::from)
@@ -177,6 +174,10 @@ fn value(row: &MySqlRow, i: usize) -> Value {
         _ => None,
     };
     read.or_else(|| text(row.try_get_unchecked::<String, _>(i))).unwrap_or_else(|| format!("({kind})").into())
+}
+
+fn text<T: Display>(value: sqlx::Result<T>) -> Option<Value> {
+    value.ok().map(|value| Value::String(value.to_string()))
 }
 
 /// A text with a binary collation comes as bytes too.

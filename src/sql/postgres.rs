@@ -2,7 +2,7 @@
 
 use super::error::SqlError;
 use super::relay::Relay;
-use super::rows::Rows;
+use super::rows::Table;
 use super::target::{Server, Tls};
 use super::{Asked, Sql, sort};
 use secrecy::ExposeSecret;
@@ -46,11 +46,16 @@ SELECT r.rolsuper, r.rolbypassrls, r.rolcreaterole OR r.rolreplication AS manage
           AND pg_has_role(p.oid, 'MEMBER')) AS member_of
 FROM pg_roles r WHERE r.rolname = current_user";
 
-/// Which database this is, whatever its address: a cluster's number and the database's own in it.
+/// Our session, and whether a worker of our kind lives here.
+const PLACE: &str = "
+SELECT pg_backend_pid() AS pid,
+       EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = 'gristmill' AND c.relname = 'jobs') AS has_worker";
+
+/// Which database this is, whatever its address: its cluster's number, and its own in the cluster.
 const IDENTITY: &str = "
-SELECT (SELECT system_identifier FROM pg_control_system()) AS cluster,
-       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database,
-       pg_backend_pid() AS pid";
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database())";
 
 /// Runs one statement that was judged, or our own listing.
 pub(super) async fn ask(sql: &Sql, server: &Server, statement: &str) -> Result<Asked, SqlError> {
@@ -116,15 +121,15 @@ async fn refuse_own_address(sql: &Sql, server: &Server) -> Result<(), SqlError> 
 /// Connects, and looks at who we are and where, before a statement of a user runs.
 async fn open(sql: &Sql, options: &PgConnectOptions) -> Result<(PgConnection, i32), SqlError> {
     let mut conn = options.connect().await.map_err(SqlError::connecting)?;
-    let lost = SqlError::Lost;
-    let row = sqlx::query(IDENTITY).fetch_one(&mut conn).await.map_err(lost)?;
-    let theirs = (row.try_get::<i64, _>("cluster"), row.try_get::<i64, _>("database"));
-    let pid = row.try_get("pid").map_err(lost)?;
-    let row = sqlx::query(IDENTITY).fetch_one(&sql.own).await.map_err(lost)?;
-    let ours = (row.try_get::<i64, _>("cluster"), row.try_get::<i64, _>("database"));
-    if let ((Ok(cluster), Ok(database)), (Ok(own_cluster), Ok(own_database))) = (theirs, ours)
-        && (cluster, database) == (own_cluster, own_database)
-    {
+    let row = sqlx::query(PLACE).fetch_one(&mut conn).await.map_err(SqlError::Lost)?;
+    let pid = row.try_get("pid").map_err(SqlError::Lost)?;
+    // Some providers keep the cluster's number to themselves; the worker's tables tell too.
+    let theirs: Option<(i64, i64)> = sqlx::query_as(IDENTITY).fetch_one(&mut conn).await.ok();
+    let ours: Option<(i64, i64)> = match theirs {
+        Some(_) => sqlx::query_as(IDENTITY).fetch_one(&sql.own).await.ok(),
+        None => None,
+    };
+    if row.try_get("has_worker").unwrap_or(true) || (theirs.is_some() && theirs == ours) {
         return Err(SqlError::OwnDatabase);
     }
     if sql.refuse_powerful_roles {
@@ -170,7 +175,7 @@ async fn read(sql: &Sql, conn: &mut PgConnection, statement: &str) -> sqlx::Resu
         .persistent(false)
         .execute(&mut *conn)
         .await?;
-    let mut rows = Rows::new(columns);
+    let mut rows = Table::new(columns);
     loop {
         let fetch = format!("FETCH FORWARD {BATCH} FROM gristmill_cursor");
         let batch = sqlx::query(AssertSqlSafe(fetch)).persistent(false).fetch_all(&mut *conn).await?;
@@ -188,10 +193,11 @@ async fn read(sql: &Sql, conn: &mut PgConnection, statement: &str) -> sqlx::Resu
     }
 }
 
-/// The statement within a cursor, each column as a text that the server cuts to what we keep.
+/// The statement within a cursor, each column as a text that the server cuts to a character more
+/// than there is room for, so that the cut is seen.
 fn cursor(statement: &str, columns: usize, longest: usize) -> String {
     let names: Vec<_> = (0..columns).map(|i| format!("c{i}")).collect();
-    let texts: Vec<_> = names.iter().map(|name| format!("left({name}::text, {longest})")).collect();
+    let texts: Vec<_> = names.iter().map(|name| format!("left({name}::text, {})", longest + 1)).collect();
     format!(
         "DECLARE gristmill_cursor NO SCROLL CURSOR FOR SELECT {} FROM (\n{statement}\n) AS asked({})",
         texts.join(", "),

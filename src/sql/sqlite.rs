@@ -1,7 +1,7 @@
 //! SQLite: a file that is opened to be read, and a clock that interrupts.
 
 use super::error::SqlError;
-use super::rows::Rows;
+use super::rows::Table;
 use super::{Asked, Sql, sort};
 use futures::TryStreamExt;
 use serde_json::Value;
@@ -39,6 +39,8 @@ pub(super) async fn ask(sql: &Sql, file: &Path, statement: &str) -> Result<Asked
         .busy_timeout(sql.query)
         .pragma("query_only", "ON")
         .pragma("trusted_schema", "OFF")
+        .pragma("cell_size_check", "ON")
+        .pragma("mmap_size", "0")
         .pragma("hard_heap_limit", sql.sqlite_memory_bytes.to_string())
         .statement_cache_capacity(0)
         .disable_statement_logging();
@@ -63,7 +65,7 @@ async fn read(sql: &Sql, conn: &mut SqliteConnection, statement: &str) -> sqlx::
     let described = (&mut *conn).prepare(AssertSqlSafe(statement.to_owned()).into_sql_str()).await?;
     let columns = described.columns().iter().map(|column| column.name().to_owned()).collect();
     drop(described);
-    let mut rows = Rows::new(columns);
+    let mut rows = Table::new(columns);
     {
         let mut found = sqlx::query(AssertSqlSafe(statement.to_owned())).persistent(false).fetch(&mut *conn);
         while let Some(row) = found.try_next().await? {

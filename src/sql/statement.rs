@@ -4,12 +4,13 @@
 //! text is sent: comments are gone, and what runs is what was judged. What the parser does not
 //! know is refused. This layer is one of several; the role and the transaction stop writes too.
 
+use super::expressions::{is_harmless, is_plain, is_simple};
 use super::functions::{is_allowed, is_bounded};
 use super::target::Engine;
 use sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
-    ObjectNamePart, Query, Select, SelectFlavor, SetExpr, Statement, TableFactor, UnaryOperator, Value,
-    ValueWithSpan, Visit, Visitor,
+    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, ObjectNamePart,
+    Query, Select, SelectFlavor, SelectModifiers, SetExpr, Statement, TableFactor, Value, ValueWithSpan,
+    Visit, Visitor,
 };
 use sqlparser::dialect::{Dialect, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 use sqlparser::parser::{Parser, ParserOptions};
@@ -168,7 +169,7 @@ impl Visitor for Judge {
             return forbidden("SELECT INTO");
         }
         let odd = !optimizer_hints.is_empty()
-            || select_modifiers.as_ref().is_some_and(|modifiers| modifiers.is_any_set())
+            || select_modifiers.as_ref().is_some_and(SelectModifiers::is_any_set)
             || top.is_some()
             || exclude.is_some()
             || !lateral_views.is_empty()
@@ -184,7 +185,7 @@ impl Visitor for Judge {
     }
 
     fn pre_visit_relation(&mut self, name: &ObjectName) -> Verdict {
-        let Some(parts) = words(name) else { return forbidden("a computed name") };
+        let Some(parts) = words(name, folded) else { return forbidden("a computed name") };
         let (table, schema) = match &parts[..] {
             [table] => (table, None),
             [.., schema, table] => (table, Some(schema.as_str())),
@@ -239,17 +240,20 @@ impl Visitor for Judge {
             Expr::Function(function) => self.call(function),
             Expr::BinaryOp { op, .. }
             | Expr::AnyOp { compare_op: op, .. }
-            | Expr::AllOp { compare_op: op, .. } => operator(op),
-            Expr::UnaryOp { op, .. } => match op {
-                UnaryOperator::Plus
-                | UnaryOperator::Minus
-                | UnaryOperator::Not
-                | UnaryOperator::PGAbs
-                | UnaryOperator::PGSquareRoot
-                | UnaryOperator::PGCubeRoot
-                | UnaryOperator::BitwiseNot => ControlFlow::Continue(()),
-                _ => forbidden("this operator"),
-            },
+            | Expr::AllOp { compare_op: op, .. } => {
+                if is_harmless(op) {
+                    ControlFlow::Continue(())
+                } else {
+                    forbidden("this operator")
+                }
+            }
+            Expr::UnaryOp { op, .. } => {
+                if is_simple(*op) {
+                    ControlFlow::Continue(())
+                } else {
+                    forbidden("this operator")
+                }
+            }
             known if is_plain(known) => ControlFlow::Continue(()),
             _ => forbidden("this expression"),
         }
@@ -257,8 +261,14 @@ impl Visitor for Judge {
 
     fn pre_visit_value(&mut self, value: &ValueWithSpan) -> Verdict {
         match (&value.value, self.engine) {
-            (Value::Number(..) | Value::SingleQuotedString(_) | Value::Boolean(_) | Value::Null, _)
-            | (Value::HexStringLiteral(_), _)
+            (
+                Value::Number(..)
+                | Value::SingleQuotedString(_)
+                | Value::HexStringLiteral(_)
+                | Value::Boolean(_)
+                | Value::Null,
+                _,
+            )
             | (Value::DollarQuotedString(_) | Value::EscapedStringLiteral(_), Engine::Postgres)
             | (Value::DoubleQuotedString(_), Engine::MySql) => ControlFlow::Continue(()),
             (Value::Placeholder(name), _) => ControlFlow::Break(Objection::Parameter(name.clone())),
@@ -278,7 +288,7 @@ impl Visitor for Judge {
 impl Judge {
     fn function(&self, name: &ObjectName) -> Verdict {
         let refused = || ControlFlow::Break(Objection::Function(name.to_string()));
-        let Some(parts) = words(name) else { return refused() };
+        let Some(parts) = words(name, as_the_server) else { return refused() };
         let name = match &parts[..] {
             [name] => name,
             [schema, name] if self.engine == Engine::Postgres && schema == "pg_catalog" => name,
@@ -292,8 +302,9 @@ impl Judge {
             return forbidden("this form of function");
         }
         self.function(&function.name)?;
-        let is_measured =
-            words(&function.name).and_then(|mut parts| parts.pop()).is_some_and(|name| is_bounded(&name));
+        let is_measured = words(&function.name, folded)
+            .and_then(|mut parts| parts.pop())
+            .is_some_and(|name| is_bounded(&name));
         if is_measured && !has_small_count(&function.args) {
             return forbidden("a text of a length that is not a small number in the statement");
         }
@@ -325,85 +336,23 @@ fn set_expression(body: &SetExpr) -> Verdict {
     }
 }
 
-/// The words of a name as the server will take them: quoted as they stand, others folded.
-fn words(name: &ObjectName) -> Option<Vec<String>> {
-    name.0
-        .iter()
-        .map(|part| match part {
-            // Folding quoted names too refuses more, never less.
-            ObjectNamePart::Identifier(ident) => Some(ident.value.to_lowercase()),
-            ObjectNamePart::Function(_) => None,
-        })
-        .collect()
+/// The words of a name, each read by `fold`; `None` where one is computed.
+fn words(name: &ObjectName, fold: fn(&Ident) -> String) -> Option<Vec<String>> {
+    let word = |part: &ObjectNamePart| match part {
+        ObjectNamePart::Identifier(ident) => Some(fold(ident)),
+        ObjectNamePart::Function(_) => None,
+    };
+    name.0.iter().map(word).collect()
 }
 
-fn operator(op: &BinaryOperator) -> Verdict {
-    match op {
-        BinaryOperator::Custom(_) | BinaryOperator::PGCustomBinaryOperator(_) => {
-            forbidden("a named operator")
-        }
-        BinaryOperator::Assignment => forbidden("an assignment"),
-        BinaryOperator::DuckIntegerDivide => forbidden("this operator"),
-        _ => ControlFlow::Continue(()),
-    }
+/// For a list of what is refused: whatever a name could mean.
+fn folded(ident: &Ident) -> String {
+    ident.value.to_lowercase()
 }
 
-/// Expressions that do nothing beyond what their parts do.
-fn is_plain(expression: &Expr) -> bool {
-    matches!(
-        expression,
-        Expr::Identifier(_)
-            | Expr::CompoundIdentifier(_)
-            | Expr::CompoundFieldAccess { .. }
-            | Expr::JsonAccess { .. }
-            | Expr::IsFalse(_)
-            | Expr::IsNotFalse(_)
-            | Expr::IsTrue(_)
-            | Expr::IsNotTrue(_)
-            | Expr::IsNull(_)
-            | Expr::IsNotNull(_)
-            | Expr::IsUnknown(_)
-            | Expr::IsNotUnknown(_)
-            | Expr::IsDistinctFrom(..)
-            | Expr::IsNotDistinctFrom(..)
-            | Expr::IsJson { .. }
-            | Expr::IsNormalized { .. }
-            | Expr::InList { .. }
-            | Expr::InSubquery { .. }
-            | Expr::InUnnest { .. }
-            | Expr::Between { .. }
-            | Expr::Like { .. }
-            | Expr::ILike { .. }
-            | Expr::SimilarTo { .. }
-            | Expr::RLike { .. }
-            | Expr::Convert { .. }
-            | Expr::Cast { .. }
-            | Expr::AtTimeZone { .. }
-            | Expr::Extract { .. }
-            | Expr::Ceil { .. }
-            | Expr::Floor { .. }
-            | Expr::Position { .. }
-            | Expr::Substring { .. }
-            | Expr::Trim { .. }
-            | Expr::Overlay { .. }
-            | Expr::Collate { .. }
-            | Expr::Nested(_)
-            | Expr::Value(_)
-            | Expr::TypedString(_)
-            | Expr::Case { .. }
-            | Expr::Exists { .. }
-            | Expr::Subquery(_)
-            | Expr::GroupingSets(_)
-            | Expr::Cube(_)
-            | Expr::Rollup(_)
-            | Expr::Tuple(_)
-            | Expr::Array(_)
-            | Expr::Interval(_)
-            | Expr::MatchAgainst { .. }
-            | Expr::Wildcard(_)
-            | Expr::QualifiedWildcard(..)
-            | Expr::MemberOf(_)
-    )
+/// For a list of what is allowed: a quoted name is what it is, and no other's namesake.
+fn as_the_server(ident: &Ident) -> String {
+    if ident.quote_style.is_some() { ident.value.clone() } else { folded(ident) }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ fn place() -> Place {
     }
 }
 
-fn question<'a>(provider: Provider, place: Option<&'a Place>) -> Question<'a> {
+fn question(provider: Provider, place: Option<&Place>) -> Question<'_> {
     Question { provider, model: "model-1", query: "Which bridges are closed?", place, key: &SECRET }
 }
 
@@ -182,16 +182,18 @@ fn search_result() -> Value {
         { "type": "web_search_result", "url": "https://a.example/1", "title": "Bridges", "encrypted_content": "EqgfCioIARgB" }] })
 }
 
-#[tokio::test]
-async fn anthropic_pauses_and_goes_on_with_its_own_words() {
-    let used = json!({ "type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search",
+fn paused() -> Value {
+    let search = json!({ "type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search",
                        "input": { "query": "closed bridges" } });
-    let paused = json!({
+    json!({
         "type": "message", "role": "assistant", "stop_reason": "pause_turn",
-        "content": [{ "type": "text", "text": "Ich suche: " }, used, search_result()],
+        "content": [{ "type": "text", "text": "Ich suche: " }, search, search_result()],
         "usage": { "input_tokens": 100, "output_tokens": 10, "server_tool_use": { "web_search_requests": 1 } },
-    });
-    let done = json!({
+    })
+}
+
+fn done() -> Value {
+    json!({
         "type": "message", "role": "assistant", "stop_reason": "end_turn",
         "content": [
             { "type": "text", "text": "Zwölf, ", },
@@ -201,7 +203,12 @@ async fn anthropic_pauses_and_goes_on_with_its_own_words() {
         ],
         "usage": { "input_tokens": 200, "cache_read_input_tokens": 50, "cache_creation_input_tokens": 5, "output_tokens": 20,
                    "server_tool_use": { "web_search_requests": 1 } },
-    });
+    })
+}
+
+#[tokio::test]
+async fn anthropic_pauses_and_goes_on_with_its_own_words() {
+    let (paused, done) = (paused(), done());
     let path = "/v1/messages";
     let server = Recorder::start(
         "127.0.0.1",
@@ -215,14 +222,14 @@ async fn anthropic_pauses_and_goes_on_with_its_own_words() {
     let heard = server.heard();
     assert_eq!(heard[0].header("x-api-key"), Some(KEY));
     assert_eq!(heard[0].header("anthropic-version"), Some("2023-06-01"));
-    let user = json!({ "role": "user", "content": "Which bridges are closed?" });
+    let asked = json!({ "role": "user", "content": "Which bridges are closed?" });
     let expected = json!({
-        "model": "model-1", "max_tokens": 4096, "messages": [user],
+        "model": "model-1", "max_tokens": 4096, "messages": [asked],
         "tools": [{ "type": "web_search_20250305", "name": "web_search", "max_uses": 5,
                     "user_location": { "type": "approximate", "city": "Berlin", "country": "DE", "timezone": "Europe/Berlin" } }],
     });
     assert_eq!(heard[0].json(), expected);
-    let again = json!([user, { "role": "assistant", "content": paused["content"] }]);
+    let again = json!([asked, { "role": "assistant", "content": paused["content"] }]);
     assert_eq!(heard[1].json()["messages"], again, "the provider's words go back untouched");
 
     assert_eq!(told.answer, "Ich suche: Zwölf, one of them closed.");

@@ -1,6 +1,6 @@
 //! Logins, renewals and tokens of programs, against an authorization server of our own.
 
-mod server;
+pub mod server;
 
 use crate::credentials::{user, with_keys};
 use crate::world::World;

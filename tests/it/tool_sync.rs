@@ -1,5 +1,7 @@
 //! Definitions of tools: pinned, reviewed, and gone when their server changes them.
 
+mod commands;
+
 use crate::credentials::{parked_call, state_of, with_keys};
 use crate::world::World;
 use gristmill::domain::{Credential, WorkspaceId};

@@ -94,7 +94,7 @@ async fn hear(stream: &mut TcpStream) -> Heard {
             heard.headers = lines.filter_map(pair).collect();
             let length = heard.header("content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
             if body.len() >= length {
-                heard.body = body.to_owned();
+                body.clone_into(&mut heard.body);
                 return heard;
             }
         }

@@ -2,6 +2,7 @@
 
 use super::super::schema;
 use super::*;
+use std::fmt::Write as _;
 
 /// Our own, in the form of the usual pet shop.
 const SHOP: &str = r##"
@@ -104,6 +105,7 @@ fn operation(id: &str) -> Operation {
     Operation::read(&document(), Name::Id(id)).unwrap()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "so that each json! stands bare")]
 fn fill(id: &str, arguments: Value) -> Result<Request, Misfit> {
     operation(id).fill(&Url::parse("https://x.example/v2").unwrap(), arguments.as_object().unwrap())
 }
@@ -198,7 +200,7 @@ fn parameters_go_where_their_styles_say() {
 fn names_that_are_alike_are_told_apart() {
     let same = operation("same");
     let names: Vec<_> = same.schema["properties"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(names, ["body", "id", "query_id", "request_body"]);
+    assert_eq!(names, ["id", "query_id", "body", "request_body"]);
     let request =
         fill("same", json!({ "id": "p", "query_id": "q", "body": "b", "request_body": { "x": 1 } })).unwrap();
     assert_eq!(request.url.as_str(), "https://x.example/v2/same/p?id=q&body=b");
@@ -230,13 +232,12 @@ fn what_cannot_be_done_is_refused_when_the_tool_is_read() {
     for source in ["swagger: '2.0'", "{\"openapi\": \"2.0\"}", "[1]", "a: [", "{", "openapi: 4.0.0"] {
         assert!(Document::read(&source.into()).is_err(), "{source}");
     }
-    let bomb =
-        format!("openapi: 3.0.0\na: &a [x, x]\n{}", "b: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\n".repeat(1));
-    assert!(Document::read(&bomb.as_str().into()).is_ok());
+    let aliases = "openapi: 3.0.0\na: &a [x, x]\nb: [*a, *a, *a]\n";
+    assert!(Document::read(&aliases.into()).is_ok());
     let mut levels = String::from("openapi: 3.0.0\nl0: &l0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..10 {
         let of = format!("*l{}, ", level - 1).repeat(10);
-        levels.push_str(&format!("l{level}: &l{level} [{}]\n", of.trim_end_matches(", ")));
+        writeln!(levels, "l{level}: &l{level} [{}]", of.trim_end_matches(", ")).unwrap();
     }
     assert!(Document::read(&levels.as_str().into()).is_err(), "ten to the tenth");
 }

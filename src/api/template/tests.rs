@@ -20,6 +20,7 @@ fn items() -> Template {
     }))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "so that each json! stands bare")]
 fn fill(template: &Template, arguments: Value) -> Result<Request, Misfit> {
     template.fill(&Url::parse("https://api.example/base/").unwrap(), arguments.as_object().unwrap())
 }

@@ -51,6 +51,8 @@ pub(crate) const DANGEROUS: &[&str] = &[
     "SELECT pg_sleep(60)",
     "SELECT pg_catalog.pg_sleep(60)",
     "SELECT \"pg_sleep\"(60)",
+    "SELECT \"LOWER\"('x')",
+    "SELECT public.lower('x')",
     "SELECT pg_sleep_for('1 minute')",
     "SELECT * FROM pg_sleep(60)",
     "SELECT * FROM notes, LATERAL pg_sleep(60)",

@@ -24,8 +24,19 @@ fn find(program: &str) -> Option<std::path::PathBuf> {
         .find(|path| path.exists())
 }
 
+const SHOP: &str = "CREATE DATABASE shop; USE shop;
+    CREATE TABLE notes (id INT PRIMARY KEY, body VARCHAR(100) COMMENT 'The text', price DECIMAL(20, 4), at DATETIME,
+                        data BLOB, big BIGINT UNSIGNED, meta JSON, kind ENUM('a', 'b')) COMMENT 'What people noted';
+    CREATE TABLE tags (id INT PRIMARY KEY, note_id INT REFERENCES notes (id), tag TEXT);
+    INSERT INTO notes VALUES (1, 'first note', 1.5, '2026-01-02 03:04:05', x'ff00', 18446744073709551615, '{\"a\": 1}', 'b'),
+                             (2, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    INSERT INTO tags VALUES (1, 1, 'red'), (2, 1, 'blue');
+    CREATE USER reader@'%' IDENTIFIED BY 'reader-pw'; GRANT SELECT ON shop.* TO reader@'%';
+    CREATE USER writer@'%' IDENTIFIED BY 'writer-pw'; GRANT ALL ON shop.* TO writer@'%';
+    CREATE USER power@'%' IDENTIFIED BY 'power-pw'; GRANT ALL ON *.* TO power@'%'";
+
 impl Maria {
-    /// Starts a server in a folder of its own, with a shop and two roles.
+    /// Starts a server in a folder of its own, with a shop in it.
     fn start() -> Option<Self> {
         let (Some(server), Some(install), Some(client)) =
             (find("mariadbd"), find("mariadb-install-db"), find("mariadb"))
@@ -66,25 +77,21 @@ impl Maria {
             .spawn()
             .unwrap();
         let maria = Self { server, folder, port };
-        let script = "CREATE DATABASE shop; USE shop;
-            CREATE TABLE notes (id INT PRIMARY KEY, body VARCHAR(100) COMMENT 'The text', price DECIMAL(20, 4), at DATETIME,
-                                data BLOB, big BIGINT UNSIGNED, meta JSON, kind ENUM('a', 'b')) COMMENT 'What people noted';
-            CREATE TABLE tags (id INT PRIMARY KEY, note_id INT REFERENCES notes (id), tag TEXT);
-            INSERT INTO notes VALUES (1, 'first note', 1.5, '2026-01-02 03:04:05', x'ff00', 18446744073709551615, '{\"a\": 1}', 'b'),
-                                     (2, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
-            INSERT INTO tags VALUES (1, 1, 'red'), (2, 1, 'blue');
-            CREATE USER reader@'%' IDENTIFIED BY 'reader-pw'; GRANT SELECT ON shop.* TO reader@'%';
-            CREATE USER writer@'%' IDENTIFIED BY 'writer-pw'; GRANT ALL ON shop.* TO writer@'%';
-            CREATE USER power@'%' IDENTIFIED BY 'power-pw'; GRANT ALL ON *.* TO power@'%'";
+        maria.fill(&client, &socket);
+        Some(maria)
+    }
+
+    /// Waits for the server, and gives it a shop and three roles.
+    fn fill(&self, client: &Path, socket: &str) {
         for _ in 0..200 {
-            let mut client = Command::new(&client);
-            client.args(["--no-defaults", "-uroot", "-S", &socket, "-e", script]);
+            let mut client = Command::new(client);
+            client.args(["--no-defaults", "-uroot", "-S", socket, "-e", SHOP]);
             if client.stderr(Stdio::null()).status().unwrap().success() {
-                return Some(maria);
+                return;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        panic!("MariaDB does not answer in {}", maria.folder.path().display());
+        panic!("MariaDB does not answer in {}", self.folder.path().display());
     }
 
     async fn ask(&self, sql: &Sql, (role, statement): (&str, &str)) -> Result<ToolOutput, SqlError> {
@@ -138,7 +145,7 @@ async fn benign(maria: &Maria, sql: &Sql) {
         "SELECT concat(body, '!'), if(id > 1, 'b', 'a'), ifnull(body, ''), upper(body) FROM notes",
         "SELECT body REGEXP '^f', body LIKE '%note' FROM notes",
         "SELECT 'it''s', \"double\", 'a\\'b', 'c\\\\' # done",
-        "SELECT id DIV 2, id MOD 2, round(price, 1), CAST(price AS CHAR) FROM notes",
+        "SELECT id DIV 2, id % 2, round(price, 1), CAST(price AS CHAR) FROM notes",
         "SELECT json_extract('{\"a\": 1}', '$.a'), json_unquote('\"x\"')",
         "SELECT row_number() OVER (ORDER BY id) FROM notes",
         "SELECT table_name FROM information_schema.tables WHERE table_schema = 'shop'",
