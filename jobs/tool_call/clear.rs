@@ -13,6 +13,9 @@ use serde_json::Value;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Between two looks whether a sync has looked at a server whose tools changed.
+const SYNC_PAUSE: Duration = Duration::from_secs(2);
+
 /// A call that may be made, and how.
 pub struct Cleared {
     /// `None` for a built-in one.
@@ -123,7 +126,8 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
             return Ok(needs_review("its definition is new or has changed and waits for a person's look"));
         }
         Review::Changed => {
-            return Ok(needs_review("its server says that its tools changed: the next sync looks at them"));
+            let reason = "its server says that its tools changed, and a sync is to look first".to_owned();
+            return Err(JobError::Wait { delay: SYNC_PAUSE, reason });
         }
         Review::Unpinned => {
             return Ok(needs_review("no definition of it is kept: `gristmill tool sync` brings it"));

@@ -111,11 +111,12 @@ async fn tell_change(ctx: &Context, turn: &Turn, connected: &Connected) -> sqlx:
 
 async fn poll(ctx: &Context, connected: &Connected, id: &str) -> Result<Answer, Failure> {
     let polled = ctx.mcp.poll_task(&connected.key, &connected.server, id).await;
-    polled.map_err(|error| Failure {
+    polled.map_err(|error| {
         // The work does not end because nobody could ask for it.
-        goes_on: error.is_transient().then_some(SHORT),
-        reached: Reached::Perhaps,
-        ..failure(error)
+        let goes_on = error.is_transient().then_some(SHORT);
+        let failed = failure(error);
+        let reached = if failed.reached == Reached::Answered { Reached::Answered } else { Reached::Perhaps };
+        Failure { goes_on, reached, ..failed }
     })
 }
 

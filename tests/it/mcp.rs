@@ -3,10 +3,10 @@
 mod calls;
 mod hostile;
 mod http;
-mod modern;
+pub mod modern;
 mod orphans;
 mod real;
-mod served;
+pub mod served;
 
 use gristmill::config::{Config, Mcp};
 use gristmill::domain::WorkspaceId;

@@ -9,6 +9,7 @@ mod effects;
 mod ordering;
 mod permissions;
 mod server;
+mod tasks;
 mod tenants;
 mod unknown;
 

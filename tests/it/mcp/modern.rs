@@ -87,7 +87,7 @@ async fn a_server_of_2026_is_asked_to_tell_of_changed_tools() {
 }
 
 /// A server of 2026 that makes a task of the call; `finish` says what a poll gets, by its number.
-async fn mill(finish: impl Fn(usize, &Asked) -> Act + Send + Sync + 'static) -> Served {
+pub async fn mill(finish: impl Fn(usize, &Asked) -> Act + Send + Sync + 'static) -> Served {
     let polls = AtomicUsize::new(0);
     Served::start(move |asked| {
         discovery(asked).unwrap_or_else(|| match asked.body["method"].as_str() {
@@ -109,7 +109,7 @@ fn task(more: &Value) -> Value {
     task
 }
 
-fn poll(asked: &Asked, more: &Value) -> Act {
+pub fn poll(asked: &Asked, more: &Value) -> Act {
     let mut task = task(more);
     task["resultType"] = "complete".into();
     Act::Json(200, vec![], result(asked, &task))
