@@ -32,7 +32,11 @@ pub struct Config {
     pub chunk: Chunk,
     pub embed: Embed,
     pub search: Search,
+    pub tools: Tools,
     pub mcp: Mcp,
+    pub api: Api,
+    pub sql: Sql,
+    pub web_search: WebSearch,
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
@@ -172,6 +176,28 @@ pub enum Fusion {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Tools {
+    pub ask: Ask,
+    pub approval_hours: u32,
+    pub parallel_calls: u32,
+    pub idle_seconds: u32,
+    pub total_seconds: u32,
+    pub inline_bytes: usize,
+    pub view_chars: usize,
+    pub page_chars: usize,
+}
+
+/// Which calls a person is asked about where no policy of the workspace says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ask {
+    Never,
+    Effectful,
+    Always,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mcp {
     pub initialise_seconds: f64,
     pub request_seconds: f64,
@@ -239,6 +265,42 @@ pub enum Transport {
 pub enum EnvValue {
     Text(String),
     Credential { credential: bool },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    pub connect_seconds: u64,
+    pub total_seconds: u64,
+    pub max_bytes: u64,
+    pub max_redirects: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sql {
+    pub connect_seconds: f64,
+    pub query_seconds: f64,
+    pub max_rows: usize,
+    pub max_bytes: usize,
+    pub max_wire_bytes: u64,
+    pub refuse_powerful_roles: bool,
+    pub sqlite_folder: String,
+    pub sqlite_memory_bytes: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebSearch {
+    pub gemini_url: String,
+    pub openai_url: String,
+    pub anthropic_url: String,
+    pub grok_url: String,
+    pub connect_seconds: u64,
+    pub total_seconds: u64,
+    pub max_bytes: u64,
+    pub max_searches: u32,
+    pub max_tokens: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

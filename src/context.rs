@@ -1,15 +1,18 @@
 //! The handles every job works with, opened once; settings that cannot work stop the program here.
 
+use crate::api::Api;
 use crate::config::Config;
 use crate::embed::Embedder;
 use crate::extract::Extractor;
 use crate::fetch::Fetcher;
+use crate::ground::Ground;
 use crate::guard::Guard;
 use crate::mcp::Clients;
 use crate::oauth::Oauth;
 use crate::objects::Objects;
 use crate::scan::Scanner;
 use crate::seal::Keys;
+use crate::sql::Sql;
 use sqlx::PgPool;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -29,6 +32,9 @@ pub struct Context {
     pub embedder: Embedder,
     /// Sessions with MCP servers; closed when the worker stops.
     pub mcp: Clients,
+    pub api: Api,
+    pub sql: Sql,
+    pub ground: Ground,
     pub spool: Spool,
 }
 
@@ -47,6 +53,9 @@ impl Context {
             objects: Objects::new(&settings.objects)?,
             oauth: Oauth::new(&guard)?,
             mcp: Clients::new(&settings.mcp, &guard)?,
+            api: Api::new(&settings.api, guard.clone())?,
+            sql: Sql::new(&settings.sql, guard.clone(), db.clone()),
+            ground: Ground::new(&settings.web_search)?,
             guard,
             fetcher: Fetcher::new(&settings.fetch)?,
             keys: Keys::open(&settings.seal)?,

@@ -65,6 +65,9 @@ enum What {
     /// Requests and tokens a minute that all workers share, and pauses of providers.
     #[command(subcommand)]
     Limits(limits::Limits),
+    /// Tools of agents and their calls: add, list, call, approve, deny, resolve, cancel, log, results.
+    #[command(subcommand)]
+    Tool(tool::Tool),
     /// Looks at everything the worker needs, and says what to do where something is missing.
     Doctor(doctor::Doctor),
     /// Checks that the stored rows keep every promise, and names those that do not.
@@ -72,9 +75,6 @@ enum What {
     /// Shows what comes by the clock; runs one now, switches one on or off.
     #[command(subcommand)]
     Schedules(schedules::Schedules),
-    /// Deals with tools: credentials, logins, definitions.
-    #[command(subcommand)]
-    Tool(tool::Tool),
     /// From documents in a bucket to cited answers, on the embedded services.
     Demo(demo::Demo),
     /// Measures retrieval on sets in BEIR form: dense, full text and hybrid side by side.
@@ -103,7 +103,10 @@ impl Command {
 
     async fn dispatch(self) -> anyhow::Result<ExitCode> {
         let mut settings = Config::load(self.config.as_deref())?;
-        let draws = matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_));
+        let draws = matches!(
+            self.what,
+            What::Demo(_) | What::Ingest(_) | What::Tool(_) | What::Eval(_) | What::EvalDocs(_)
+        );
         // A line for each of a bench's jobs would be most of what it measures.
         let benches = matches!(self.what, What::Bench(ref bench) if !matches!(bench, bench::Bench::Embed(_)));
         if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=off,warn" {
@@ -136,10 +139,10 @@ impl Command {
             What::Enqueue(enqueue) => enqueue.run(&house).await,
             What::Jobs(jobs) => jobs.run(&house).await,
             What::Limits(limits) => limits.run(&house).await,
+            What::Tool(tool) => tool.run(&house).await,
             What::Doctor(doctor) => doctor.run(&house.settings).await,
             What::Verify(verify) => verify.run(&house).await,
             What::Schedules(schedules) => schedules.run(&house).await,
-            What::Tool(tool) => tool.run(&house).await,
             What::Demo(demo) => demo.run(&house).await,
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,

@@ -30,6 +30,13 @@ impl ToolOutput {
     }
 }
 
+/// A credential, and the origin it was saved for: the only one it is ever sent to.
+#[derive(Debug, Clone, Copy)]
+pub struct Saved<'a> {
+    pub credential: &'a Credential,
+    pub origin: &'a str,
+}
+
 /// What proves to a tool's server who calls; sealed as JSON in `tool_credentials`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]

@@ -75,7 +75,7 @@ struct Asked {
 
 /// How waiting ended.
 enum Outcome {
-    Answered(Result<ServerResult, ServiceError>),
+    Answered(Box<Result<ServerResult, ServiceError>>),
     /// The loop of this session is gone.
     Over,
     TooLate(Deadline, Duration),
@@ -91,7 +91,7 @@ impl Asked {
             tokio::select! {
                 biased;
                 () = signs.too_much.cancelled() => return Outcome::TooMuch,
-                answer = &mut handle.rx => return answer.map_or(Outcome::Over, Outcome::Answered),
+                answer = &mut handle.rx => return answer.map_or(Outcome::Over, |answer| Outcome::Answered(Box::new(answer))),
                 () = terms.stop.cancelled() => return Outcome::Stopped,
                 () = signs.progress.notified() => idle = Instant::now() + terms.idle,
                 () = tokio::time::sleep_until(terms.until) => return Outcome::TooLate(Deadline::Total, terms.total),
@@ -104,13 +104,12 @@ impl Asked {
     async fn settle(mut self, outcome: Outcome) -> Result<ServerResult, McpError> {
         let sent = self.id.as_ref().is_some_and(|id| self.wire.has_left(id));
         let error = match outcome {
-            Outcome::Answered(Ok(result)) => {
+            Outcome::Answered(answer) => {
                 self.handle = None;
-                return Ok(result);
-            }
-            Outcome::Answered(Err(error)) => {
-                self.handle = None;
-                self.failed(error, sent).await
+                match *answer {
+                    Ok(result) => return Ok(result),
+                    Err(error) => self.failed(error, sent).await,
+                }
             }
             Outcome::Over => {
                 self.handle = None;

@@ -2,10 +2,9 @@
 //!
 //! The child leads a process group of its own, dies when the worker dies, and carries a mark in
 //! its environment that everything below it inherits: what left the group is found by the mark.
-//! Accepted race: a descendant that cleared its environment and left the group is not found, and
-//! one that is forked between the last look at /proc and the end lives on until the next start.
 
 use super::error::Ending;
+use super::mark::Mark;
 use super::wire::{Wire, head};
 use super::{McpError, Program};
 use crate::config::Mcp;
@@ -20,10 +19,6 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 
-/// Names who started a process, for the sweep: `namespace.pid.start time`.
-pub(super) const OWNER: &str = "GRISTMILL_MCP_OWNER";
-/// Names the one server that a process belongs to.
-const MARK: &str = "GRISTMILL_MCP_SERVER";
 /// Of standard error, so much is kept.
 const TAIL_BYTES: usize = 8 * 1024;
 /// How long a child may take to end after SIGTERM, if nobody is in a hurry.
@@ -138,7 +133,7 @@ pub(super) async fn start(
         return Err(McpError::Spawn(io::Error::new(io::ErrorKind::InvalidInput, "its path is not absolute")));
     }
     let home = tempfile::Builder::new().prefix("gristmill-mcp-").tempdir().map_err(McpError::Spawn)?;
-    let mark = uuid::Uuid::now_v7().to_string();
+    let mark = Mark::new();
     let command = bare(program, limits, (home.path(), &mark));
     let mut child = nursery.spawn(command).await.map_err(McpError::Spawn)?;
     let (Some(stdin), Some(stdout), Some(stderr)) =
@@ -168,7 +163,7 @@ pub(super) async fn start(
 }
 
 /// The command with nothing of the worker's environment and with its limits.
-fn bare(program: &Program, limits: &Mcp, (home, mark): (&Path, &str)) -> Command {
+fn bare(program: &Program, limits: &Mcp, (home, mark): (&Path, &Mark)) -> Command {
     let mut command = Command::new(&program.command);
     command
         .args(&program.arguments)
@@ -182,8 +177,7 @@ fn bare(program: &Program, limits: &Mcp, (home, mark): (&Path, &str)) -> Command
         command.env(name, value.expose_secret());
     }
     command
-        .env(OWNER, owner(std::process::id()).unwrap_or_default())
-        .env(MARK, mark)
+        .envs(mark.variables())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -244,7 +238,7 @@ async fn drain(mut stderr: ChildStderr, tail: Arc<Mutex<Vec<u8>>>) {
 
 struct Watch {
     child: tokio::process::Child,
-    mark: String,
+    mark: Mark,
     wire: Arc<Wire>,
     tail: Tail,
     end: CancellationToken,
@@ -263,7 +257,7 @@ impl Watch {
             // is also its group's, cannot have passed to another process.
             unsafe { libc::kill(-group, libc::SIGKILL) };
         }
-        sweep(&format!("{MARK}={}", self.mark)).await;
+        self.mark.sweep().await;
         let status = self.child.wait().await;
         // Its last words may still be on their way through the pipe.
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -317,70 +311,6 @@ fn words(status: ExitStatus) -> String {
     }
 }
 
-/// Kills every process whose environment holds this variable.
-async fn sweep(variable: &str) {
-    let wanted = variable.to_owned();
-    let found =
-        move |environment: &[u8]| environment.split(|b| *b == 0).any(|line| line == wanted.as_bytes());
-    tokio::task::spawn_blocking(move || kill_where(found)).await.ok();
-}
-
-fn kill_where(wanted: impl Fn(&[u8]) -> bool) {
-    // One that was forked during the first look is found by the second.
-    for _ in 0..3 {
-        let mut any = false;
-        for (pid, environment) in processes() {
-            if pid.cast_unsigned() != std::process::id() && wanted(&environment) {
-                any = true;
-                // SAFETY: kill touches no memory. Between the look and the kill the id could
-                // pass to another process only if all ids went round in these microseconds.
-                unsafe { libc::kill(pid, libc::SIGKILL) };
-            }
-        }
-        if !any {
-            return;
-        }
-    }
-}
-
-/// Every process whose environment can be read, but those that are only waiting to be collected.
-fn processes() -> impl Iterator<Item = (i32, Vec<u8>)> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let environment = std::fs::read(entry.path().join("environ")).ok()?;
-        (!environment.is_empty()).then_some((pid, environment))
-    })
-}
-
-/// Ends what a worker that was killed left behind. It is found by its owner's mark.
-pub(super) fn end_orphans() {
-    let prefix = format!("{OWNER}=");
-    kill_where(|environment| {
-        let owner = environment.split(|b| *b == 0).find_map(|line| line.strip_prefix(prefix.as_bytes()));
-        let Some(owner) = owner.and_then(|owner| std::str::from_utf8(owner).ok()) else { return false };
-        let mut parts = owner.split('.');
-        // Of an owner in another container nothing can be told from here.
-        let here = parts.next() == namespace().as_deref();
-        let pid = parts.next().and_then(|pid| pid.parse().ok());
-        here && pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
-    });
-}
-
-/// A process by its id and the time it started at, which together never come again.
-fn owner(pid: u32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, brackets and spaces too; fields are counted after it.
-    let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
-    Some(format!("{}.{pid}.{started}", namespace()?))
-}
-
-/// In which process ids mean what they mean here.
-fn namespace() -> Option<String> {
-    let link = std::fs::read_link("/proc/self/ns/pid").ok()?;
-    Some(link.to_str()?.chars().filter(char::is_ascii_digit).collect())
-}
-
 /// The absolute path of a program: itself, or the first of that name in `path`.
 pub fn resolve(command: &str, path: &str) -> Option<PathBuf> {
     if command.contains('/') {
@@ -389,13 +319,20 @@ pub fn resolve(command: &str, path: &str) -> Option<PathBuf> {
     path.split(':').map(|folder| Path::new(folder).join(command)).find(|file| file.is_file())
 }
 
-impl std::fmt::Debug for Watch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Watch")
-    }
-}
-
 /// Enough of a text to recognise it by.
 pub(super) fn glimpse(bytes: &[u8]) -> String {
     head(&String::from_utf8_lossy(bytes), 200).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_its_absolute_path_or_the_first_of_its_name() {
+        assert_eq!(resolve("sh", "/nowhere:/bin:/usr/bin"), Some("/bin/sh".into()));
+        assert_eq!(resolve("/opt/x", "/bin"), Some("/opt/x".into()));
+        assert_eq!(resolve("./x", "/bin"), None);
+        assert_eq!(resolve("no-such-program", "/bin:/usr/bin"), None);
+    }
 }

@@ -107,7 +107,12 @@ impl<T: Transport<RoleClient>> Transport<RoleClient> for Tap<T> {
 
     async fn receive(&mut self) -> Option<ServerJsonRpcMessage> {
         loop {
-            let message = self.inner.receive().await?;
+            // Of a server that ended by itself, what it said before is read to its end.
+            let message = tokio::select! {
+                biased;
+                () = self.wire.cut.cancelled() => return None,
+                message = self.inner.receive() => message?,
+            };
             if let Some(message) = self.hear(message) {
                 return Some(message);
             }

@@ -16,9 +16,12 @@ mod call;
 mod child;
 mod ear;
 mod error;
+mod events;
 mod http;
+mod mark;
 mod pool;
 mod session;
+mod slot;
 mod sse;
 mod start;
 mod stdio;
@@ -168,6 +171,8 @@ pub struct Listing {
     pub server: Option<(String, String)>,
     pub instructions: Option<String>,
     pub tools: Vec<Definition>,
+    /// It has more than are listed here.
+    pub truncated: bool,
 }
 
 /// One tool, as its server describes it: somebody else's text.

@@ -3,7 +3,9 @@
 
 use super::child::{self, Nursery};
 use super::error::{Deadline, McpError};
+use super::mark;
 use super::session::{Patience, Session};
+use super::slot::{Lease, Seat, Slot};
 use super::start::{self, Means};
 use super::{Answer, Call, Heard, Listing, Server, SessionKey};
 use crate::config::Mcp;
@@ -18,13 +20,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// After the first failed start, doubled for each one after it.
-const BACKOFF: Duration = Duration::from_millis(500);
-const BACKOFF_MOST: Duration = Duration::from_mins(2);
 /// Before a task is asked for again whose server could not be asked.
 const AGAIN: Duration = Duration::from_secs(2);
-/// A server that lived so long is not blamed for the starts before.
-const SOUND: Duration = Duration::from_mins(1);
 
 /// The session pool.
 #[derive(Debug, Clone)]
@@ -41,46 +38,10 @@ struct Pool {
     reaper: AtomicBool,
 }
 
-/// The place of one key's session.
-#[derive(Debug)]
-struct Slot {
-    held: tokio::sync::Mutex<Held>,
-    users: AtomicUsize,
-    used: Mutex<Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    session: Option<(Server, Arc<Session>, Option<Seat>)>,
-    failures: u32,
-    not_before: Option<Instant>,
-    last: String,
-}
-
-/// A place among the children that may run at once.
-#[derive(Debug)]
-struct Seat(Arc<AtomicUsize>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// A slot in use: it is not reaped.
-struct Lease(Arc<Slot>);
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        *self.0.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.0.users.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl Clients {
     /// An empty pool. What a worker that was killed left running is ended first.
     pub fn new(settings: &Mcp, guard: &Guard) -> anyhow::Result<Self> {
-        child::end_orphans();
+        mark::end_orphans();
         let connect = Duration::from_secs_f64(settings.connect_seconds);
         let means = Means {
             settings: settings.clone(),
@@ -99,6 +60,7 @@ impl Clients {
     }
 
     /// Calls a tool and waits for its result; a task is polled to its end.
+    #[expect(clippy::too_many_arguments, reason = "who calls whom with what, who listens, what stops it")]
     pub async fn call(
         &self,
         key: &SessionKey,
@@ -138,6 +100,7 @@ impl Clients {
     }
 
     /// Calls a tool: its result, or the task that the server made of it, for whoever polls.
+    #[expect(clippy::too_many_arguments, reason = "who calls whom with what, who listens, what stops it")]
     pub async fn start(
         &self,
         key: &SessionKey,
@@ -203,13 +166,7 @@ impl Clients {
     pub async fn close_within(&self, grace: Duration) {
         self.pool.closing.cancel();
         let slots: Vec<_> = self.pool.slots().drain().map(|(_, slot)| slot).collect();
-        let ends = slots.iter().map(|slot| async {
-            let session = slot.held.lock().await.session.take();
-            if let Some((_, session, _seat)) = session {
-                session.close_within(grace).await;
-            }
-        });
-        futures::future::join_all(ends).await;
+        futures::future::join_all(slots.iter().map(|slot| slot.end(grace))).await;
     }
 
     /// The open session of a key, or a new one.
@@ -220,42 +177,32 @@ impl Clients {
         self.reap_from_now_on();
         let lease = self.pool.lease(key);
         let mut held = lease.0.held.lock().await;
-        if let Some((with, session, _)) = &held.session {
-            if session.is_open() && with == server {
-                let session = Arc::clone(session);
-                drop(held);
-                return Ok((session, lease));
-            }
-        }
-        if let Some((_, old, seat)) = held.session.take() {
-            let died = !old.is_open();
-            if died && old.is_child() && old.opened.elapsed() < SOUND {
-                held.failed("it died soon after its start".into());
-            } else {
-                held.failures = 0;
-            }
-            old.close().await;
-            drop(seat);
+        if let Some(session) = held.open(server).await {
+            drop(held);
+            return Ok((session, lease));
         }
         held.may_start()?;
         let seat = match server {
             Server::Stdio(_) => Some(self.pool.seat().await?),
             Server::StreamableHttp(_) | Server::Sse(_) => None,
         };
+        // Boxed: it would be most of every call's future.
+        let starting = Box::pin(start::start(&self.pool.means, server));
         let started = tokio::select! {
-            started = start::start(&self.pool.means, server) => started,
+            biased;
             () = self.pool.closing.cancelled() => Err(McpError::Closing),
+            started = starting => started,
         };
         let session = match started {
-            Ok(started) => Arc::new(Session::new(started)),
+            Ok(started) => Arc::new(Session::new(started, seat)),
             Err(error) => {
                 if error.is_transient() {
-                    held.failed(error.to_string());
+                    held.failed(error.to_string(), Instant::now());
                 }
                 return Err(error);
             }
         };
-        held.session = Some((server.clone(), Arc::clone(&session), seat));
+        held.session = Some((server.clone(), Arc::clone(&session)));
         drop(held);
         Ok((session, lease))
     }
@@ -282,23 +229,6 @@ impl Clients {
     }
 }
 
-impl Held {
-    fn failed(&mut self, why: String) {
-        self.failures += 1;
-        let pause = BACKOFF.saturating_mul(1 << (self.failures - 1).min(16)).min(BACKOFF_MOST);
-        self.not_before = Some(Instant::now() + pause);
-        self.last = why;
-    }
-
-    fn may_start(&self) -> Result<(), McpError> {
-        let wait = self.not_before.map(|at| at.saturating_duration_since(Instant::now())).unwrap_or_default();
-        if wait.is_zero() {
-            return Ok(());
-        }
-        Err(McpError::BackingOff { failures: self.failures, wait, last: self.last.clone() })
-    }
-}
-
 impl Pool {
     fn slots(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
@@ -312,40 +242,22 @@ impl Pool {
 
     fn lease(&self, key: &SessionKey) -> Lease {
         let mut slots = self.slots();
-        let slot = slots.entry(key.clone()).or_insert_with(|| {
-            Arc::new(Slot {
-                held: tokio::sync::Mutex::default(),
-                users: AtomicUsize::new(0),
-                used: Mutex::new(Instant::now()),
-            })
-        });
-        // Under the lock of all slots, so that the reaper sees it.
-        slot.users.fetch_add(1, Ordering::SeqCst);
-        Lease(Arc::clone(slot))
+        Lease::of(slots.entry(key.clone()).or_insert_with(|| Arc::new(Slot::new())))
     }
 
-    /// Room for one more child, if need be that of one nobody uses.
+    /// Room for one more child, if need be that of the one that was unused for longest.
     async fn seat(&self) -> Result<Seat, McpError> {
         let limit = self.means.settings.max_children;
         loop {
-            let taken = self
-                .children
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < limit).then_some(n + 1));
-            if taken.is_ok() {
-                return Ok(Seat(Arc::clone(&self.children)));
+            if let Some(seat) = Seat::take(&self.children, limit) {
+                return Ok(seat);
             }
-            let idle: Vec<_> = self
-                .slots()
-                .values()
-                .filter(|slot| slot.users.load(Ordering::SeqCst) == 0)
-                .cloned()
-                .collect();
-            let mut idle: Vec<_> = idle.into_iter().map(|slot| (slot.last_used(), slot)).collect();
-            idle.sort_by_key(|(used, _)| *used);
+            let mut unused: Vec<_> = self.slots().values().filter(|slot| slot.is_unused()).cloned().collect();
+            unused.sort_by_key(|slot| slot.last_used());
             let mut ended = false;
-            for (_, slot) in idle {
-                if slot.end_child().await {
-                    ended = true;
+            for slot in unused {
+                ended = slot.end_child().await;
+                if ended {
                     break;
                 }
             }
@@ -356,43 +268,11 @@ impl Pool {
     }
 
     async fn reap(&self, idle: Duration) {
+        let unused = |slot: &Slot| slot.is_unused() && slot.last_used().elapsed() >= idle;
         let old: Vec<_> = {
             let mut slots = self.slots();
-            let unused = |slot: &Arc<Slot>| {
-                slot.users.load(Ordering::SeqCst) == 0 && slot.last_used().elapsed() >= idle
-            };
             slots.extract_if(|_, slot| unused(slot)).map(|(_, slot)| slot).collect()
         };
-        for slot in old {
-            let session = slot.held.lock().await.session.take();
-            if let Some((_, session, _seat)) = session {
-                session.close().await;
-            }
-        }
-    }
-}
-
-impl Slot {
-    /// What its session says, if it has one and it is not just being opened or closed.
-    fn asks(&self, question: impl Fn(&Session) -> bool) -> bool {
-        let held = self.held.try_lock();
-        held.is_ok_and(|held| held.session.as_ref().is_some_and(|(_, session, _)| question(session)))
-    }
-
-    fn last_used(&self) -> Instant {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the child of a slot that nobody uses.
-    async fn end_child(&self) -> bool {
-        let Ok(mut held) = self.held.try_lock() else { return false };
-        let child = held.session.as_ref().is_some_and(|(_, session, _)| session.is_child());
-        if !child || self.users.load(Ordering::SeqCst) > 0 {
-            return false;
-        }
-        if let Some((_, session, _seat)) = held.session.take() {
-            session.close().await;
-        }
-        true
+        futures::future::join_all(old.iter().map(|slot| slot.end(child::GRACE))).await;
     }
 }

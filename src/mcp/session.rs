@@ -5,6 +5,7 @@ use super::call::{Line, Terms};
 use super::child::{GRACE, Keeper};
 use super::ear::Ear;
 use super::error::{Ending, McpError};
+use super::slot::Seat;
 use super::start::Started;
 use super::{Answer, Call, Heard, Listing, Task};
 use rmcp::model::{
@@ -36,6 +37,8 @@ pub(super) struct Session {
     line: Line,
     service: Mutex<Option<RunningService<RoleClient, Ear>>>,
     keeper: Option<Arc<Keeper>>,
+    /// Given back when the last call over it is over.
+    _seat: Option<Seat>,
     pub opened: Instant,
 }
 
@@ -47,7 +50,7 @@ pub(super) struct Patience {
 }
 
 impl Session {
-    pub fn new(started: Started) -> Self {
+    pub fn new(started: Started, seat: Option<Seat>) -> Self {
         let peer = started.service.peer().clone();
         let over = CancellationToken::new();
         tokio::spawn(over.clone().run_until_cancelled_owned(listen(peer.clone())));
@@ -56,6 +59,7 @@ impl Session {
             line: Line { peer, wire: started.wire },
             service: Mutex::new(Some(started.service)),
             keeper: started.keeper,
+            _seat: seat,
             opened: Instant::now(),
         }
     }
@@ -63,6 +67,11 @@ impl Session {
     /// Whether requests can still be sent over it.
     pub fn is_open(&self) -> bool {
         !self.line.wire.ended.is_cancelled() && !self.line.peer.is_transport_closed()
+    }
+
+    /// When it ended, if it did by itself.
+    pub fn died(&self) -> Option<Instant> {
+        self.line.wire.ended_at().or_else(|| self.line.peer.is_transport_closed().then(Instant::now))
     }
 
     pub fn is_child(&self) -> bool {
@@ -82,10 +91,11 @@ impl Session {
     ) -> Result<Answer, McpError> {
         let terms =
             Terms { idle: call.idle, until: Instant::now() + call.total, total: call.total, heard, stop };
+        let meta = self.meta(call);
         let mut params = CallToolRequestParams::new(call.tool.clone()).with_arguments(call.arguments.clone());
         for round in 0..ROUNDS {
             let request = ClientRequest::CallToolRequest(CallToolRequest::new(params.clone()));
-            let answer = self.line.ask(request, meta(call), &terms).await;
+            let answer = self.line.ask(request, meta.clone(), &terms).await;
             let answer = if round == 0 { answer? } else { answer.map_err(|e| e.of_accepted(None))? };
             match answer::read(answer)? {
                 Reading::Answer(answer) => return Ok(answer),
@@ -95,6 +105,21 @@ impl Session {
             }
         }
         Err(McpError::WantsInput)
+    }
+
+    /// What goes with a call beside its arguments.
+    #[expect(deprecated, reason = "for as long as servers have log messages")]
+    fn meta(&self, call: &Call) -> RequestMetaObject {
+        let mut meta = RequestMetaObject::default();
+        meta.0.0.insert("gristmill/callId".into(), call.call_id.to_string().into());
+        if let Some(key) = &call.idempotency_key {
+            meta.0.0.insert("gristmill/idempotencyKey".into(), key.as_str().into());
+        }
+        // Servers of 2026 log only for who asks; older ones have no word for it in a request.
+        if self.line.peer.peer_info().is_some_and(|info| !info.protocol_version.has_initialize()) {
+            meta.set_log_level(LoggingLevel::Info);
+        }
+        meta
     }
 
     /// Asks once how a task stands.
@@ -120,7 +145,7 @@ impl Session {
     /// All tools, page by page.
     pub async fn list(&self, patience: Patience) -> Result<Listing, McpError> {
         let stop = CancellationToken::new();
-        let (mut tools, mut cursor) = (Vec::new(), None);
+        let (mut tools, mut cursor, mut more) = (Vec::new(), None, true);
         for _ in 0..PAGES {
             let page = PaginatedRequestParams::default().with_cursor(cursor.clone());
             let request = ClientRequest::ListToolsRequest(ListToolsRequest::with_param(page));
@@ -128,12 +153,14 @@ impl Session {
                 return Err(McpError::Unexpected);
             };
             tools.extend(page.tools.into_iter().map(answer::definition));
-            let more = page.next_cursor.is_some() && page.next_cursor != cursor && tools.len() < TOOLS;
+            // A cursor that comes again would turn in a circle.
+            more = page.next_cursor.is_some() && page.next_cursor != cursor;
             cursor = page.next_cursor;
-            if !more {
+            if !more || tools.len() > TOOLS {
                 break;
             }
         }
+        let truncated = more || tools.len() > TOOLS;
         tools.truncate(TOOLS);
         let peer = self.line.peer.peer_info();
         let peer = peer.as_deref();
@@ -142,6 +169,7 @@ impl Session {
             server: peer.and_then(|p| p.server_info.clone()).map(|server| (server.name, server.version)),
             instructions: peer.and_then(|p| p.instructions.clone()),
             tools,
+            truncated,
         })
     }
 
@@ -206,16 +234,6 @@ async fn listen(peer: Peer<RoleClient>) {
     if let Ok(mut subscription) = peer.listen(filter).await {
         while let Ok(Some(_)) = subscription.next().await {}
     }
-}
-
-/// What goes with a call beside its arguments.
-fn meta(call: &Call) -> RequestMetaObject {
-    let mut meta = RequestMetaObject::default();
-    meta.0.0.insert("gristmill/callId".into(), call.call_id.to_string().into());
-    if let Some(key) = &call.idempotency_key {
-        meta.0.0.insert("gristmill/idempotencyKey".into(), key.as_str().into());
-    }
-    meta
 }
 
 impl Task {

@@ -26,6 +26,18 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Headers that the protocol sets, whatever was configured.
+const OURS: [&str; 8] = [
+    "accept",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "last-event-id",
+    "mcp-protocol-version",
+    "mcp-session-id",
+];
+
 /// What sessions are started with.
 #[derive(Debug)]
 pub(super) struct Means {
@@ -59,13 +71,11 @@ pub(super) async fn start(means: &Means, server: &Server) -> Result<Started, Mcp
             ended => ended,
         }
     });
-    match started.await {
-        Ok(started) => started,
-        Err(_) => {
-            let tail = tail.as_ref().map(Tail::text).unwrap_or_default();
-            Err(McpError::StartTimeout { after: patience, tail })
-        }
-    }
+    let Ok(started) = started.await else {
+        let tail = tail.as_ref().map(Tail::text).unwrap_or_default();
+        return Err(McpError::StartTimeout { after: patience, tail });
+    };
+    started
 }
 
 async fn once(
@@ -76,7 +86,7 @@ async fn once(
 ) -> Result<Started, McpError> {
     let wire = Wire::new(means.settings.output_bytes);
     let mut keeper = None;
-    let served = match server {
+    let ready = match server {
         Server::Stdio(program) => {
             let pipes = child::start(&means.nursery, program, &means.settings, &wire).await?;
             *tail = Some(pipes.keeper.tail());
@@ -98,7 +108,7 @@ async fn once(
             serve(transport, lifecycle, &wire).await
         }
     };
-    match served {
+    match ready {
         Ok(service) => Ok(Started { service, wire, keeper }),
         Err(error) => Err(failure(&error, &wire).await),
     }
@@ -120,6 +130,9 @@ where
 fn http(means: &Means, endpoint: &Endpoint, wire: &Arc<Wire>) -> Result<Http, McpError> {
     means.guard.check(&endpoint.url)?;
     let mut headers: HeaderMap = endpoint.headers.clone();
+    for ours in OURS {
+        headers.remove(ours);
+    }
     headers.values_mut().for_each(|value| value.set_sensitive(true));
     Ok(Http {
         client: means.http.clone(),

@@ -109,25 +109,30 @@ impl Stdio {
             Some(b'[') => serde_json::from_slice(line),
             Some(_) => serde_json::from_slice(line).map(|message| vec![message]),
         };
-        let outcome = match parsed {
-            Ok(messages) => {
-                self.junk = (0, 0);
-                for message in &messages {
-                    self.wire.charge(&whom(message), bytes);
-                }
-                self.ready.extend(messages);
-                Ok(())
+        let outcome = if let Ok(messages) = parsed {
+            self.junk = (0, 0);
+            for message in &messages {
+                self.wire.charge(&whom(message), bytes);
             }
-            Err(_) => {
-                self.junk = (self.junk.0 + 1, self.junk.1 + bytes);
-                let too_much = self.junk.0 > JUNK_LINES || self.junk.1 > JUNK_BYTES;
-                if too_much { Err(Ending::Junk { head: glimpse(line) }) } else { Ok(()) }
-            }
+            self.ready.extend(messages);
+            Ok(())
+        } else {
+            self.junk = (self.junk.0 + 1, self.junk.1 + bytes);
+            let too_much = self.junk.0 > JUNK_LINES || self.junk.1 > JUNK_BYTES;
+            if too_much { Err(Ending::Junk { head: glimpse(line) }) } else { Ok(()) }
         };
         self.line.clear();
         // A large message must not hold its room for the rest of the session.
         self.line.shrink_to(BUFFER);
         outcome
+    }
+
+    /// Says for the server that it does not know the question.
+    fn give_up_probe(&mut self) -> Option<ServerJsonRpcMessage> {
+        let (id, _) = self.probe.take()?;
+        self.given_up = Some(id.clone());
+        let unknown = ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "no answer to server/discover", None);
+        Some(JsonRpcMessage::error(unknown, Some(id)))
     }
 
     /// The next message, unless it answers the probe that was given up.
@@ -206,16 +211,12 @@ impl Transport<RoleClient> for Stdio {
             }
             let more = match self.probe.as_ref().map(|(_, until)| *until) {
                 None => self.next_line().await,
-                Some(until) => match tokio::time::timeout_at(until, self.next_line()).await {
-                    Ok(more) => more,
-                    Err(_) => {
-                        let (id, _) = self.probe.take()?;
-                        self.given_up = Some(id.clone());
-                        let unknown =
-                            ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "no answer to server/discover", None);
-                        return Some(JsonRpcMessage::error(unknown, Some(id)));
-                    }
-                },
+                Some(until) => {
+                    let Ok(more) = tokio::time::timeout_at(until, self.next_line()).await else {
+                        return self.give_up_probe();
+                    };
+                    more
+                }
             };
             if !more {
                 return None;

@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Of what was heard, so much is kept for the case that the answer is too large.
@@ -39,13 +40,15 @@ pub(super) struct Wire {
     inner: Mutex<Inner>,
     /// Cancelled when the session is over.
     pub ended: CancellationToken,
+    /// Cancelled when it was ended from here: what the server still says is not read any more.
+    pub cut: CancellationToken,
     /// Bytes that one call, and the session beside its calls, may receive.
     limit: usize,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    ending: Option<Ending>,
+    ending: Option<(Ending, Instant)>,
     left: HashSet<RequestId>,
     /// Who listens, by the order they came in.
     waiting: HashMap<u64, Waiting>,
@@ -77,7 +80,12 @@ pub(super) struct Signs {
 
 impl Wire {
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), ended: CancellationToken::new(), limit })
+        Arc::new(Self {
+            inner: Mutex::default(),
+            ended: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            limit,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -91,14 +99,22 @@ impl Wire {
 
     /// The session is over, and why; the first reason counts.
     pub fn end(&self, ending: Ending) {
-        self.lock().ending.get_or_insert(ending);
+        if !matches!(ending, Ending::Exited { .. } | Ending::Closed | Ending::Broken(_)) {
+            self.cut.cancel();
+        }
+        self.lock().ending.get_or_insert_with(|| (ending, Instant::now()));
         self.ended.cancel();
+    }
+
+    /// When it was over.
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.lock().ending.as_ref().map(|(_, at)| *at)
     }
 
     /// Why it is over, waiting a while for whoever knows.
     pub async fn ending(&self, patience: Duration) -> Ending {
         tokio::time::timeout(patience, self.ended.cancelled()).await.ok();
-        self.lock().ending.clone().unwrap_or(Ending::Closed)
+        self.lock().ending.as_ref().map_or(Ending::Closed, |(ending, _)| ending.clone())
     }
 
     /// From now on the server may have seen this request.
@@ -272,4 +288,70 @@ impl Heard {
 /// The first `bytes` of a text, or one less where that would cut a character.
 pub(super) fn head(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rmcp::model::NumberOrString;
+
+    fn id(n: i64) -> RequestId {
+        NumberOrString::Number(n)
+    }
+
+    fn token(n: i64) -> ProgressToken {
+        ProgressToken(NumberOrString::Number(n))
+    }
+
+    fn step(n: f64) -> Heard {
+        Heard::Progress { progress: n, total: None, message: Some("a step".into()) }
+    }
+
+    #[test]
+    fn progress_that_overtakes_the_name_of_its_call_is_not_lost() {
+        let wire = Wire::new(100);
+        let (heard, mut ears) = mpsc::channel(10);
+        let (place, _) = wire.listen(heard);
+        wire.progress(&token(7), step(1.0));
+        wire.progress(&token(8), step(9.0));
+        wire.name(place, &id(3), &token(7));
+        wire.progress(&token(7), step(2.0));
+        assert_eq!(ears.try_recv(), Ok(step(1.0)));
+        assert_eq!(ears.try_recv(), Ok(step(2.0)));
+        assert!(ears.try_recv().is_err(), "the other one is somebody else's");
+    }
+
+    #[test]
+    fn bytes_count_for_whom_they_are() {
+        let wire = Wire::new(100);
+        let [(one, mine), (two, other)] = [1, 2].map(|n| {
+            let (place, signs) = wire.listen(mpsc::channel(1).0);
+            wire.name(place, &id(n), &token(n));
+            (place, signs)
+        });
+        wire.charge(&For::Request(id(1)), 100);
+        assert!(!mine.too_much.is_cancelled());
+        wire.charge(&For::Token(token(1)), 1);
+        assert!(mine.too_much.is_cancelled() && !other.too_much.is_cancelled());
+        wire.charge(&For::All, 101);
+        assert!(other.too_much.is_cancelled() && !wire.ended.is_cancelled());
+        wire.done(one);
+        wire.done(two);
+        wire.charge(&For::Request(id(1)), 100);
+        assert!(!wire.ended.is_cancelled());
+        wire.charge(&For::All, 1);
+        assert!(wire.ended.is_cancelled(), "too much that nobody waits for");
+    }
+
+    #[test]
+    fn a_full_channel_drops_what_is_heard_and_never_waits() {
+        let wire = Wire::new(100);
+        let (heard, mut ears) = mpsc::channel(2);
+        let (place, _) = wire.listen(heard);
+        for _ in 0..5 {
+            wire.tell_all(&Heard::Log { level: "info".into(), logger: None, data: "said".into() });
+        }
+        assert!(ears.try_recv().is_ok() && ears.try_recv().is_ok() && ears.try_recv().is_err());
+        assert_eq!(wire.done(place).len(), 5, "what came before an error is kept all the same");
+    }
 }

@@ -109,6 +109,7 @@ impl Worker {
             patience: patience(settings),
             backoff: self.backoff,
             hands: hands.clone(),
+            held_up: false,
         };
         self.acks.spawn(acks.write_ends(written, self.last_call.clone()));
         let ask = Ask {

@@ -1,6 +1,6 @@
 //! What the chat layer learns, written in the transaction of the change it tells.
 
-use crate::domain::{AttachmentId, GenerationId, JobId, ToolId, WorkspaceId};
+use crate::domain::{AttachmentId, GenerationId, JobId, ToolCallId, ToolId, WorkspaceId};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -20,6 +20,8 @@ pub enum Event<'a> {
     },
     /// `budget.differs`: the counters of a budget are not the sums of its rows.
     Budget { id: Uuid, body: Value },
+    /// `tool_call.progress`: what a call at work said of itself. Its states are told by the database.
+    ToolProgress { id: ToolCallId, body: Value },
     /// `tool.<what>`: a server's definition of it is new, changed or gone.
     Tool { id: ToolId, what: &'a str, body: Value },
     /// `server.<what>`: how a connection to an MCP server was found.
@@ -41,6 +43,9 @@ impl Event<'_> {
                 json!({ "attachment": attachment, "done": done, "total": total }),
             ),
             Self::Budget { id, body } => ("budget.differs".to_owned(), "budget", *id, body.clone()),
+            Self::ToolProgress { id, body } => {
+                ("tool_call.progress".to_owned(), "tool_call", id.0, body.clone())
+            }
             Self::Tool { id, what, body } => (format!("tool.{what}"), "tool", id.0, body.clone()),
             Self::Connection { id, what, body } => {
                 (format!("server.{what}"), "connection", *id, body.clone())

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test neither cancels a begin nor serves strangers")]
 
+mod api;
 mod chaos;
 mod child;
 mod cli;
@@ -14,6 +15,7 @@ mod embed;
 mod extract;
 mod faults;
 mod fetch;
+mod ground;
 mod heavy;
 mod helper_programs;
 mod hostile;
@@ -34,6 +36,8 @@ mod schedules;
 mod schema;
 mod search;
 mod tidy;
+mod tool_call;
 mod tool_sync;
 mod verify;
+mod wire;
 mod world;

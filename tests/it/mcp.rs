@@ -3,8 +3,10 @@
 mod calls;
 mod hostile;
 mod http;
+pub mod modern;
 mod orphans;
 mod real;
+pub mod served;
 
 use gristmill::config::{Config, Mcp};
 use gristmill::domain::WorkspaceId;

@@ -120,29 +120,26 @@ impl Mcp {
     async fn sides(&self, house: &House) -> anyhow::Result<Sides> {
         let arguments: Map<String, Value> = serde_json::from_str(&self.arguments).context("--arguments")?;
         let guard = Guard::new(&["127.0.0.0/8".parse()?, "::1/128".parse()?]);
-        let (server, bare, child) = match &self.url {
-            Some(url) => {
-                let transport = StreamableHttpClientTransport::with_client(
-                    guard.client(Duration::from_secs(10), None)?,
-                    StreamableHttpClientTransportConfig::with_uri(url.as_str()).max_concurrent_requests(256),
-                );
-                let endpoint = Endpoint { url: url.clone(), headers: http::HeaderMap::new() };
-                let bare = ClientConfig::default().serve(transport).await?;
-                (Server::StreamableHttp(endpoint), bare, None)
-            }
-            None => {
-                let program = self.program(house)?;
-                let mut child = tokio::process::Command::new(&program.command)
-                    .args(&program.arguments)
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .stderr(Stdio::null())
-                    .kill_on_drop(true)
-                    .spawn()?;
-                let pipes = child.stdout.take().zip(child.stdin.take()).context("the child has no pipes")?;
-                let bare = ClientConfig::default().serve(pipes).await?;
-                (Server::Stdio(program), bare, Some(child))
-            }
+        let (server, bare, child) = if let Some(url) = &self.url {
+            let transport = StreamableHttpClientTransport::with_client(
+                guard.client(Duration::from_secs(10), None)?,
+                StreamableHttpClientTransportConfig::with_uri(url.as_str()).max_concurrent_requests(256),
+            );
+            let endpoint = Endpoint { url: url.clone(), headers: http::HeaderMap::new() };
+            let bare = ClientConfig::default().serve(transport).await?;
+            (Server::StreamableHttp(endpoint), bare, None)
+        } else {
+            let program = self.program(house)?;
+            let mut child = tokio::process::Command::new(&program.command)
+                .args(&program.arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()?;
+            let pipes = child.stdout.take().zip(child.stdin.take()).context("the child has no pipes")?;
+            let bare = ClientConfig::default().serve(pipes).await?;
+            (Server::Stdio(program), bare, Some(child))
         };
         let clients = Clients::new(&house.settings.mcp, &guard)?;
         let key =

@@ -48,7 +48,7 @@ async fn a_server_sees_nothing_of_the_workers_environment() {
     let mut names: Vec<_> = environment.as_object().unwrap().keys().map(String::as_str).collect();
     names.retain(|name| *name != "LC_CTYPE");
     names.sort_unstable();
-    let ours = ["COLOUR", "GRISTMILL_MCP_OWNER", "GRISTMILL_MCP_SERVER", "HOME", "LANG", "PATH", "TMPDIR"];
+    let ours = ["COLOUR", "GRISTMILL_MCP_SERVER", "GRISTMILL_MCP_WORKER", "HOME", "LANG", "PATH", "TMPDIR"];
     assert_eq!(names, ours);
     assert_eq!(environment["COLOUR"], "blue");
     assert!(std::path::Path::new(environment["HOME"].as_str().unwrap()).is_dir());

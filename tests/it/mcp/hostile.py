@@ -81,6 +81,9 @@ def call(request):
         os._exit(7)
     if name == "hang":
         return None
+    if name == "answer_and_exit":
+        answer(request, text("my last words"))
+        os._exit(0)
     if name == "work":
         for n in range(int(arguments["steps"])):
             progress(request, n, f"step {n}")
@@ -138,6 +141,9 @@ def serve():
                 continue
             answer(message, {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}, "logging": {}},
                              "serverInfo": {"name": "hostile", "version": "1"}})
+        elif method == "notifications/initialized" and MODE == "floods_unasked":
+            while True:
+                log("w" * 1000)
         elif method == "tools/list":
             tools = [{"name": n, "inputSchema": {"type": "object"}} for n in ("echo", "die", "hang")]
             answer(message, {"tools": tools})

@@ -144,6 +144,33 @@ async fn endless_output_is_cut_off_wherever_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_asked_for_ends_the_session_by_itself() {
+    let room = room();
+    let clients = clients(&settings());
+    clients.list(&key(), &hostile("floods_unasked", &room.pids)).await.unwrap_err();
+    for _ in 0..500 {
+        if alive(&room.pids).is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("it floods on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_is_read_although_its_server_is_gone() {
+    let room = room();
+    for _ in 0..10 {
+        let clients = clients(&settings());
+        let server = hostile("honest", &room.pids);
+        let asked = plain("answer_and_exit");
+        let output = clients.call(&key(), &server, &asked, deaf(), &CancellationToken::new()).await.unwrap();
+        assert_eq!(words(&output), "my last words");
+        gone(&clients, &room.pids).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn words_before_the_first_message_are_passed_over() {
     let room = room();
     let clients = clients(&settings());

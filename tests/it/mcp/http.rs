@@ -1,188 +1,16 @@
 //! Servers over HTTP that misbehave or ask for more: bounded, never followed, told apart.
 
-use super::{call, clients, deaf, key, plain, resident, settings, words};
+use super::served::{Act, Asked, Served, asks, handshake, result, text};
+use super::{clients, deaf, key, plain, resident, settings, words};
 use gristmill::guard::{Guard, Refusal};
 use gristmill::mcp::{Clients, Endpoint, McpError, Server};
 use http::{HeaderMap, HeaderValue};
-use serde_json::{Value, json};
-use std::collections::HashMap;
+use serde_json::json;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-/// One request as a server got it.
-#[derive(Debug, Clone, Default)]
-struct Asked {
-    method: String,
-    path: String,
-    headers: HashMap<String, String>,
-    body: Value,
-}
-
-/// What a server does with a request.
-enum Act {
-    Json(u16, Vec<(&'static str, String)>, Value),
-    /// A status with headers and no body.
-    Bare(u16, Vec<(&'static str, String)>),
-    /// Events as they are, and then the end of the connection.
-    Events(Vec<String>),
-    /// An event of so many bytes.
-    LargeEvent(usize),
-    /// A body of so many bytes.
-    LargeBody(usize),
-    /// Closes without a word.
-    HangUp,
-}
-
-/// A server that counts connections, keeps requests, and does what it was made to do.
-struct Served {
-    url: String,
-    connections: Arc<AtomicUsize>,
-    asked: Arc<Mutex<Vec<Asked>>>,
-}
-
-impl Served {
-    async fn start(act: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
-        let served = Self { url, connections: Arc::default(), asked: Arc::default() };
-        let (connections, asked, act) =
-            (Arc::clone(&served.connections), Arc::clone(&served.asked), Arc::new(act));
-        tokio::spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                connections.fetch_add(1, Ordering::SeqCst);
-                let (asked, act) = (Arc::clone(&asked), Arc::clone(&act));
-                tokio::spawn(async move { converse(connection, &asked, &*act).await });
-            }
-        });
-        served
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        Endpoint { url: self.url.parse().unwrap(), headers: HeaderMap::default() }
-    }
-
-    fn server(&self) -> Server {
-        Server::StreamableHttp(self.endpoint())
-    }
-
-    fn calls(&self) -> Vec<Asked> {
-        let asked = self.asked.lock().unwrap();
-        asked.iter().filter(|asked| asked.body["method"] == "tools/call").cloned().collect()
-    }
-}
-
-async fn converse(connection: TcpStream, asked: &Mutex<Vec<Asked>>, act: &(dyn Fn(&Asked) -> Act + Sync)) {
-    let mut connection = BufReader::new(connection);
-    while let Some(request) = read(&mut connection).await {
-        asked.lock().unwrap().push(request.clone());
-        let act = act(&request);
-        if write(&mut connection, act).await.is_none() {
-            return;
-        }
-    }
-}
-
-async fn read(connection: &mut BufReader<TcpStream>) -> Option<Asked> {
-    let mut line = String::new();
-    connection.read_line(&mut line).await.ok().filter(|n| *n > 0)?;
-    let mut words = line.split_whitespace().map(str::to_owned);
-    let mut request = Asked { method: words.next()?, path: words.next()?, ..Asked::default() };
-    loop {
-        let mut line = String::new();
-        connection.read_line(&mut line).await.ok()?;
-        let Some((name, value)) = line.trim().split_once(':') else { break };
-        request.headers.insert(name.to_lowercase(), value.trim().to_owned());
-    }
-    let length = request.headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    connection.read_exact(&mut body).await.ok()?;
-    request.body = serde_json::from_slice(&body).unwrap_or_default();
-    Some(request)
-}
-
-/// `None` when the connection is over.
-async fn write(connection: &mut BufReader<TcpStream>, act: Act) -> Option<()> {
-    let head = |status: u16, headers: &[(&str, String)]| {
-        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        format!("HTTP/1.1 {status} Words\r\n{lines}")
-    };
-    let stream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
-    match act {
-        Act::Json(status, headers, body) => {
-            let body = body.to_string();
-            let length = body.len();
-            let head = head(status, &headers);
-            let answer =
-                format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}");
-            connection.write_all(answer.as_bytes()).await.ok()
-        }
-        Act::Bare(status, headers) => {
-            let answer = format!("{}Content-Length: 0\r\n\r\n", head(status, &headers));
-            connection.write_all(answer.as_bytes()).await.ok()
-        }
-        Act::Events(events) => {
-            connection.write_all(stream.as_bytes()).await.ok()?;
-            for event in events {
-                connection.write_all(format!("{event}\n\n").as_bytes()).await.ok()?;
-            }
-            connection.shutdown().await.ok();
-            None
-        }
-        Act::LargeEvent(bytes) => {
-            connection.write_all(format!("{stream}data: ").as_bytes()).await.ok()?;
-            pour(connection, bytes).await
-        }
-        Act::LargeBody(bytes) => {
-            let head = format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {bytes}\r\n\r\n"
-            );
-            connection.write_all(head.as_bytes()).await.ok()?;
-            pour(connection, bytes).await
-        }
-        Act::HangUp => None,
-    }
-}
-
-async fn pour(connection: &mut BufReader<TcpStream>, bytes: usize) -> Option<()> {
-    for _ in 0..bytes / 65536 {
-        connection.write_all(&[b'x'; 65536]).await.ok()?;
-    }
-    None
-}
-
-fn result(asked: &Asked, result: &Value) -> Value {
-    json!({ "jsonrpc": "2.0", "id": asked.body["id"], "result": result })
-}
-
-fn text(words: &str) -> Value {
-    json!({ "content": [{ "type": "text", "text": words }] })
-}
-
-/// The handshake of a server of 2025; what comes after it is up to the caller.
-fn handshake(asked: &Asked) -> Option<Act> {
-    let info = json!({ "protocolVersion": "2025-06-18", "capabilities": { "tools": {} },
-                       "serverInfo": { "name": "made up", "version": "1" } });
-    match (asked.method.as_str(), asked.body["method"].as_str()) {
-        ("GET" | "DELETE", _) => Some(Act::Bare(405, vec![])),
-        (_, Some("server/discover")) => Some(Act::Bare(400, vec![])),
-        (_, Some("initialize")) => {
-            Some(Act::Json(200, vec![("Mcp-Session-Id", "s-1".into())], result(asked, &info)))
-        }
-        (_, Some(method)) if method.starts_with("notifications/") => Some(Act::Bare(202, vec![])),
-        _ => None,
-    }
-}
-
-async fn asks(served: &Served, tool: &str) -> Result<gristmill::domain::ToolOutput, McpError> {
-    let clients = clients(&settings());
-    let ended = clients.call(&key(), &served.server(), &plain(tool), deaf(), &CancellationToken::new()).await;
-    clients.close().await;
-    ended
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_address_is_refused_by_default_and_never_connected_to() {
@@ -286,9 +114,9 @@ async fn headers_go_with_every_request_and_into_no_log() {
     endpoint.url.set_query(Some("key=hunter2"));
     assert!(!format!("{endpoint:?}").contains("hunter2"));
     let clients = clients(&settings());
-    let server = Server::StreamableHttp(endpoint);
+    let with_secrets = Server::StreamableHttp(endpoint);
     let output =
-        clients.call(&key(), &server, &plain("echo"), deaf(), &CancellationToken::new()).await.unwrap();
+        clients.call(&key(), &with_secrets, &plain("echo"), deaf(), &CancellationToken::new()).await.unwrap();
     assert_eq!(words(&output), "yes");
     assert!(!format!("{clients:?}").contains("hunter2"));
     clients.close().await;
@@ -356,46 +184,48 @@ async fn a_busy_server_is_left_alone_for_as_long_as_it_asks() {
     assert!(error.is_transient() && error.was_sent(), "what a 503 means for the call is not known");
 }
 
-/// A server of 2026 that makes a task of the call: one worker starts it, another one polls.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_is_polled_by_whoever_has_its_id() {
-    let polls = AtomicUsize::new(0);
+async fn a_400_about_the_session_is_a_lost_session_too() {
+    let lost = AtomicUsize::new(0);
     let served = Served::start(move |asked| {
-        let base = json!({ "taskId": "t-1", "createdAt": "2026-11-22T00:00:00Z", "lastUpdatedAt": "2026-11-22T00:00:00Z",
-                           "ttlMs": 60000, "pollIntervalMs": 150 });
-        let with = |more: Value| {
-            let mut all = base.clone();
-            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            Act::Json(200, vec![], result(asked, &all))
-        };
-        match asked.body["method"].as_str() {
-            Some("server/discover") => {
-                let found = json!({ "supportedVersions": ["2026-07-28"], "ttlMs": 0, "cacheScope": "private", "resultType": "complete",
-                    "capabilities": { "tools": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } } });
-                Act::Json(200, vec![], result(asked, &found))
+        handshake(asked).unwrap_or_else(|| {
+            if lost.fetch_add(1, Ordering::SeqCst) == 0 {
+                let error = json!({ "code": -32000, "message": "Bad Request: No valid session ID provided" });
+                Act::Json(400, vec![], json!({ "jsonrpc": "2.0", "id": null, "error": error }))
+            } else {
+                Act::Json(200, vec![], result(asked, &text("again")))
             }
-            Some("tools/call") => with(json!({ "resultType": "task", "status": "working", "statusMessage": "milling" })),
-            Some("tasks/get") if polls.fetch_add(1, Ordering::SeqCst) < 2 => {
-                with(json!({ "resultType": "complete", "status": "working" }))
-            }
-            Some("tasks/get") => with(json!({ "resultType": "complete", "status": "completed", "result": text("flour") })),
-            _ => Act::Bare(202, vec![]),
-        }
+        })
     })
     .await;
-    let first = clients(&settings());
-    let never = CancellationToken::new();
-    let answer = first.start(&key(), &served.server(), &plain("mill"), deaf(), &never).await.unwrap();
-    let gristmill::mcp::Answer::Task(task) = answer else { panic!("{answer:?}") };
-    assert_eq!((task.id.as_str(), task.poll_after), ("t-1", Duration::from_millis(150)));
-    assert_eq!(task.message.as_deref(), Some("milling"));
-    first.close().await;
-    let second = clients(&settings());
-    let polled = second.poll_task(&key(), &served.server(), "t-1").await.unwrap();
-    assert!(matches!(polled, gristmill::mcp::Answer::Task(_)));
-    // The plain call does all of this by itself.
-    let output =
-        second.call(&key(), &served.server(), &call("mill", json!({})), deaf(), &never).await.unwrap();
-    assert_eq!(words(&output), "flour");
-    second.close().await;
+    assert_eq!(words(&asks(&served, "echo").await.unwrap()), "again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_headers_are_another_session_and_calls_at_work_keep_theirs() {
+    let served = Served::start(|asked| {
+        handshake(asked).unwrap_or_else(|| {
+            let of = asked.headers["authorization"].clone();
+            if asked.body["params"]["name"] == "slow" {
+                return Act::Late(Duration::from_secs(1), result(asked, &text(&of)));
+            }
+            Act::Json(200, vec![], result(asked, &text(&of)))
+        })
+    })
+    .await;
+    let with = |token: &'static str| {
+        let mut endpoint = served.endpoint();
+        endpoint.headers.insert("authorization", HeaderValue::from_static(token));
+        Server::StreamableHttp(endpoint)
+    };
+    let (clients, key, never) = (clients(&settings()), key(), CancellationToken::new());
+    let (old, new, slow, quick) = (with("old"), with("new"), plain("slow"), plain("quick"));
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        clients.call(&key, &new, &quick, deaf(), &never).await.unwrap()
+    };
+    let (slow, quick) = tokio::join!(clients.call(&key, &old, &slow, deaf(), &never), later);
+    assert_eq!(words(&quick), "new");
+    assert_eq!(words(&slow.unwrap()), "old");
+    clients.close().await;
 }
