@@ -1,6 +1,7 @@
 //! One tenant cannot see, name or change another's rows; the worker's role cannot lift that.
 
 use sqlx::AssertSqlSafe;
+use sqlx::Connection;
 use sqlx::PgPool;
 
 use super::ACME;
