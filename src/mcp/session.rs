@@ -117,7 +117,7 @@ impl Session {
         }
         // Servers of 2026 log only for who asks; older ones have no word for it in a request.
         if self.line.peer.peer_info().is_some_and(|info| !info.protocol_version.has_initialize()) {
-            meta.set_log_level(LoggingLevel::Info);
+            meta.set_log_level(rmcp::model::LoggingLevel::Info);
         }
         meta
     }
