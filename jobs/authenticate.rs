@@ -7,7 +7,7 @@
 //! Of all workers one renews a token, by a lease on its row; the others look again until there is a
 //! new version. Accepted race: a lease lapses while its holder still waits for the provider (it does
 //! not within [`REQUEST`]'s limit, unless the process is stopped); then two renew with one refresh token,
-//! and a provider that counts may take both back, which ends in NEEDS_AUTH.
+//! and a provider that counts may take both back, which ends in `NEEDS_AUTH`.
 
 use crate::context::Context;
 use crate::domain::{Credential, UserId, WorkspaceId};

@@ -30,6 +30,10 @@ use uuid::Uuid;
 
 /// Of a failure's text, so much stands on the connection.
 const FAILURE: usize = 1000;
+/// What may pass is tried again so often.
+const TRIES: i32 = 3;
+/// Between two looks at a server that changes its tools all the time.
+const AGAIN: Duration = Duration::from_secs(3);
 
 /// Looks at one connection's tools; without one, queues a look at each connection of every tenant.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -86,7 +90,13 @@ async fn sync(ctx: &Context, turn: &Turn, connection: Uuid) -> Result<Done, JobE
         tell_status(&mut tx, turn, connection, json!({ "status": "connected" })).await?;
     }
     learn(ctx, turn, &mut tx, &connected, &listing).await?;
-    mcp_servers::synced(&mut tx, connection, began).await?;
+    if mcp_servers::synced(&mut tx, connection, began).await? {
+        tx.commit().await?;
+        return Err(JobError::Wait {
+            delay: AGAIN,
+            reason: "the server's tools changed meanwhile".to_owned(),
+        });
+    }
     turn.finish(tx).await
 }
 
@@ -131,6 +141,8 @@ async fn failed(ctx: &Context, turn: &Turn, connection: Uuid, error: JobError) -
             tracing::warn!(%connection, why, "the server's tools were not listed");
             turn.finish(tx).await
         }
+        // The clock brings another look anyway: no dead job for each hour that a server is away.
+        JobError::Transient(_) if turn.attempt >= TRIES => turn.finish(tx).await,
         error => {
             tx.commit().await?;
             Err(error)

@@ -105,13 +105,24 @@ BEGIN
 END
 $$;
 
--- The server said that its tools changed: until a sync has looked, its calls wait.
+-- The server said that its tools changed: until a sync has looked, its calls wait. One that says so
+-- all the time is looked at every few seconds, and no oftener.
 CREATE FUNCTION gristmill.server_changed(connection uuid) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp AS $$
+DECLARE
+    c record;
+    job uuid;
 BEGIN
-    UPDATE mcp_server_connections c SET changed_at = clock_timestamp()
-    WHERE c.id = connection AND c.workspace_id = coalesce(current_workspace(), c.workspace_id);
-    RETURN sync_server(connection);
+    UPDATE mcp_server_connections x SET changed_at = clock_timestamp()
+    WHERE x.id = connection AND x.workspace_id = coalesce(current_workspace(), x.workspace_id)
+    RETURNING x.workspace_id, x.synced_at INTO c;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no connection %', connection USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT e.job_id INTO job FROM enqueue(
+        'tool_sync', jsonb_build_object('connection', connection), key => connection::text, workspace => c.workspace_id,
+        run_at => greatest(clock_timestamp(), c.synced_at + interval '3 s')) e;
+    RETURN job;
 END
 $$;
 

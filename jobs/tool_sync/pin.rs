@@ -70,7 +70,7 @@ fn one(server: &str, tool: &Definition, names: &mut HashSet<String>) -> Result<P
     if let Some(title) = &tool.title {
         definition["title"] = clean(title, 200).into();
     }
-    let name = unique(name(server, &tool.name), names);
+    let name = unique(&name(server, &tool.name), names);
     Ok(Pinned { name, remote_name: tool.name.clone(), sha256: hash(tool), definition, approved: false })
 }
 
@@ -136,8 +136,8 @@ fn name(server: &str, tool: &str) -> String {
 }
 
 /// A name that another tool was given already gets a number; only a digest made twice comes here.
-fn unique(name: String, taken: &mut HashSet<String>) -> String {
-    let mut candidate = name.clone();
+fn unique(name: &str, taken: &mut HashSet<String>) -> String {
+    let mut candidate = name.to_owned();
     let mut n = 2;
     while !taken.insert(candidate.clone()) {
         candidate = format!("{}_{n}", &name[..name.len().min(NAME - 4)]);

@@ -65,7 +65,7 @@ impl Api {
     /// Wrong arguments and error statuses are outputs, for the model to read. Nothing was
     /// connected to before every check had passed.
     pub async fn call(&self, call: &Call<'_>) -> Result<ToolOutput, ApiError> {
-        if let Err(faults) = call.tool.judge(call.arguments) {
+        if let Err(faults) = call.tool.judge(call.arguments).await {
             return Ok(ToolOutput::error(faults));
         }
         let mut request = match call.tool.fill(call.arguments) {

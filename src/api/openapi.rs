@@ -202,7 +202,7 @@ fn modernise(schema: &Map<String, Value>, shown: &mut Map<String, Value>) {
 }
 
 /// A URI fragment may carry percent escapes.
-fn decode(pointer: &str) -> String {
+pub(super) fn decode(pointer: &str) -> String {
     let mut bytes = Vec::with_capacity(pointer.len());
     let mut rest = pointer.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

@@ -12,6 +12,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use url::Url;
 
 /// The keys of `custom_config` that describe a request; others are somebody else's.
@@ -41,7 +42,7 @@ pub struct Tool {
     kind: Kind,
     base: Url,
     schema: Value,
-    validator: Validator,
+    validator: Arc<Validator>,
     pub(super) pick: Pick,
 }
 
@@ -75,7 +76,7 @@ impl Tool {
         };
         let server = endpoint.map(str::to_owned).or(server).ok_or(ToolError::Missing { key: "endpoint" })?;
         let base = base(&server)?;
-        Ok(Self { validator: schema::compile(&schema)?, kind, base, schema, pick: settings.pick })
+        Ok(Self { validator: Arc::new(schema::compile(&schema)?), kind, base, schema, pick: settings.pick })
     }
 
     /// What a model is shown of the arguments.
@@ -105,8 +106,8 @@ impl Tool {
         self.base.origin().ascii_serialization()
     }
 
-    pub(super) fn judge(&self, arguments: &Map<String, Value>) -> Result<(), String> {
-        schema::judge(&self.validator, arguments)
+    pub(super) async fn judge(&self, arguments: &Map<String, Value>) -> Result<(), String> {
+        schema::judge(&self.validator, arguments).await
     }
 
     pub(super) fn fill(&self, arguments: &Map<String, Value>) -> Result<Request, Misfit> {

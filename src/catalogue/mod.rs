@@ -65,13 +65,12 @@ impl Entry {
                         "{argument} is a parameter that `parameters` does not declare"
                     )));
                 }
-                Some(_) => {}
                 None if declared.keys().any(|name| argument.contains(&format!("{{{name}}}"))) => {
                     return Err(wrong(format!(
                         "a parameter takes a whole argument, not a part of {argument:?}"
                     )));
                 }
-                None => {}
+                _ => {}
             }
         }
         jsonschema::validator_for(&self.parameters)

@@ -28,6 +28,7 @@ fn files() -> Entry {
     entry("/usr/bin/npx", &arguments, &[("TZ", "UTC")], parameters)
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "rows are written in place")]
 fn given(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }

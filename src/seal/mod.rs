@@ -71,7 +71,10 @@ struct Cipher {
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keys").field("ids", &self.ring.keys()).field("current", &self.current).finish()
+        f.debug_struct("Keys")
+            .field("ids", &self.ring.keys())
+            .field("current", &self.current)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,9 +94,9 @@ impl Keys {
         if !settings.file.as_os_str().is_empty() {
             ring.insert(LOCAL.to_owned(), cipher(LOCAL, file::key(&settings.file)?)?);
         }
-        let named = |setting, id: &String| match ring.contains_key(id) {
-            true => Ok(Some(id.clone())),
-            false => Err(SealError::NoSuchKey { setting, id: id.clone() }),
+        let named = |setting, id: &String| {
+            let known = ring.contains_key(id).then(|| Some(id.clone()));
+            known.ok_or_else(|| SealError::NoSuchKey { setting, id: id.clone() })
         };
         let current = match &*settings.current {
             "" => only(&ring, settings)?,

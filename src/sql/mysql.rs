@@ -41,6 +41,9 @@ ORDER BY 1, 2, c.ordinal_position";
 /// What a role may hold on everything without being more than a reader.
 const HARMLESS: [&str; 4] = ["USAGE", "SELECT", "SHOW VIEW", "SHOW DATABASES"];
 
+/// How quotes and backslashes are read: as the judge read them.
+pub(super) const MODE: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
+
 /// Runs one statement that was judged, or our own listing.
 pub(super) async fn ask(sql: &Sql, server: &Server, statement: &str) -> Result<Asked, SqlError> {
     let (relay, tls) = sql.way(server).await?;
@@ -114,14 +117,10 @@ pub(super) fn power(grant: &str) -> Option<String> {
 
 /// The whole of a call, within a transaction that is never committed.
 async fn read(sql: &Sql, conn: &mut MySqlConnection, statement: &str) -> sqlx::Result<Asked> {
-    // The mode says how quotes and backslashes are read: as the judge read them.
-    let begin = format!(
-        "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', sql_select_limit = {}, \
-         transaction_read_only = 1",
-        sql.caps.rows + 1
-    );
-    let older = begin.replace("transaction_read_only", "tx_read_only");
-    if sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *conn).await.is_err() {
+    sqlx::raw_sql(MODE).execute(&mut *conn).await?;
+    let limit = format!("SET SESSION sql_select_limit = {}, transaction_read_only = 1", sql.caps.rows + 1);
+    let older = limit.replace("transaction_read_only", "tx_read_only");
+    if sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *conn).await.is_err() {
         sqlx::raw_sql(AssertSqlSafe(older)).execute(&mut *conn).await?;
     }
     let (seconds, millis) = ((sql.query + GRACE).as_secs_f64(), (sql.query + GRACE).as_millis());

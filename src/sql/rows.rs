@@ -34,7 +34,9 @@ impl Table {
     pub(super) fn push(&mut self, mut row: Vec<Value>, caps: Caps) -> bool {
         if row.iter().map(size).sum::<usize>() > caps.bytes {
             let share = caps.bytes / row.len().max(1);
-            row.iter_mut().for_each(|value| cut(value, share));
+            for value in &mut row {
+                cut(value, share);
+            }
             self.truncated = true;
         }
         let size: usize = row.iter().map(size).sum();

@@ -4,7 +4,7 @@ use super::statement::tests::{BENIGN, DANGEROUS};
 use super::*;
 use crate::domain::Credential;
 use secrecy::SecretString;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, SqlSafeStr, Statement};
 use std::time::Instant;
 
 mod files;
@@ -401,4 +401,18 @@ async fn a_model_s_arguments_name_the_operation(db: PgPool) {
         }
     })
     .await;
+}
+
+/// What one reads as a literal, the other must not read as the end of one.
+#[sqlx::test(migrations = false)]
+async fn postgres_reads_what_is_sent_as_the_judge_read_it(db: PgPool) {
+    let mut conn = db.acquire().await.unwrap();
+    let (mut agreed, found) = (0, statement::tests::ambiguous(Engine::Postgres, 20_000));
+    for (sent, columns) in &found {
+        if let Ok(described) = (&mut *conn).prepare(AssertSqlSafe(sent.clone()).into_sql_str()).await {
+            assert_eq!(described.columns().len(), *columns, "{sent}");
+            agreed += 1;
+        }
+    }
+    assert!(agreed > 100, "{agreed} of {}", found.len());
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 /// A connection with the server it leads to.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "a row's columns")]
 pub struct Connection {
     pub id: Uuid,
     pub workspace: WorkspaceId,
@@ -121,21 +122,23 @@ pub async fn note(conn: &mut PgConnection, connection: Uuid, seen: Seen<'_>) -> 
     Ok(was != status)
 }
 
-/// A sync that began at `began` (the database's clock) has looked; what changed since is still to come.
+/// A sync that began at `began` (the database's clock) has looked. Answers whether the server said
+/// since then that its tools changed again: whoever wrote that found this job's key taken, and relies
+/// on it to look once more.
 pub async fn synced(
     conn: &mut PgConnection,
     connection: Uuid,
     began: chrono::DateTime<chrono::Utc>,
-) -> sqlx::Result<()> {
-    let done = sqlx::query!(
-        "UPDATE gristmill.mcp_server_connections
-         SET synced_at = clock_timestamp(), changed_at = CASE WHEN changed_at > $2 THEN changed_at END WHERE id = $1",
+) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"UPDATE gristmill.mcp_server_connections
+           SET synced_at = clock_timestamp(), changed_at = CASE WHEN changed_at > $2 THEN changed_at END WHERE id = $1
+           RETURNING changed_at IS NOT NULL AS "again!""#,
         connection,
         began
     )
-    .execute(conn)
-    .await?;
-    exactly_one(&done)
+    .fetch_one(conn)
+    .await
 }
 
 /// The server said that its tools changed: its calls wait until a sync, which this queues, has looked.

@@ -344,3 +344,51 @@ async fn a_program_has_one_token_for_all_its_calls_until_it_ends_or_is_refused(
     }
     Ok(())
 }
+
+/// All that the program writes to its log, at the finest.
+#[derive(Clone, Default)]
+struct Heard(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Heard {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_secret_of_a_login_stands_in_the_finest_log() {
+    let heard = Heard::default();
+    let writer = heard.clone();
+    let log =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone());
+    let _guard = tracing::subscriber::set_default(log.finish());
+    let provider = Provider::start(Rules::default()).await;
+    let client = Client::Known { id: "known".into(), secret: Some("s3cret&=%".into()) };
+    let login = begin(&oauth(), &provider, client).await.unwrap();
+    let back = provider.consent(&login.url);
+    let (credential, _) = oauth().finish(&login.pending, &back).await.unwrap();
+    let granted = oauth().renew(&credential).await.unwrap();
+    provider.end_all_logins();
+    let wrong = oauth().renew(&credential).await.unwrap_err();
+    tracing::error!(?credential, ?granted, %wrong, ?wrong, pending = ?login.pending, "all of it");
+    let log = String::from_utf8_lossy(&heard.0.lock().unwrap()).into_owned();
+    assert!(log.len() > 1000 && log.contains("all of it"), "{log}");
+    let Credential::Oauth { access_token, refresh_token, .. } = &credential else { panic!("another kind") };
+    let secrets = [
+        access_token.expose_secret().to_owned(),
+        refresh_token.as_ref().unwrap().expose_secret().to_owned(),
+        granted.access_token.expose_secret().to_owned(),
+        "s3cret".to_owned(),
+        query(&back, "code").unwrap(),
+        login.pending.state().to_owned(),
+    ];
+    for secret in secrets {
+        let at = log.find(&secret);
+        assert!(at.is_none(), "{}", &log[at.unwrap().saturating_sub(200)..]);
+    }
+}

@@ -160,7 +160,7 @@ fn a_schema_brings_the_schemas_it_refers_to() {
     let schema = operation("addPet").schema;
     assert_eq!(schema, expected);
     let validator = schema::compile(&schema).unwrap();
-    let judge = |arguments: Value| schema::judge(&validator, arguments.as_object().unwrap());
+    let judge = |arguments: Value| schema::faults(&validator, &arguments);
     assert_eq!(
         judge(json!({ "body": { "name": "Rex", "parent": { "name": "Old", "nick": null } } })),
         Ok(())

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
 /// Every row of the table of what a weak role can still do, and what is worse elsewhere.
 pub(crate) const DANGEROUS: &[&str] = &[
@@ -247,6 +248,38 @@ const SQLITE_DANGEROUS: &[&str] = &[
     "REINDEX",
     "SELECT sqlite_compileoption_get(1)",
 ];
+
+/// Lists of literals made to be read in two ways, as far as they are let through: the text that
+/// would be sent, and how many columns the judge saw in it.
+pub(crate) fn ambiguous(engine: Engine, tries: usize) -> Vec<(String, usize)> {
+    let opening =
+        ["'", "''", "E'", "e'", "\"", "`", "$$", "$a$", "N'", "x'", "b'", "U&'", "_utf8'", "1", "q'["];
+    let inside = [
+        "'", "''", "\\", "\\'", "\\\\", "a", "--", "/*", "*/", "#", "$$", "$a$", "\"", "\"\"", "`", ",",
+        "\n", "/*!", "%", ";",
+    ];
+    let item = (sample(&opening), proptest::collection::vec(sample(&inside), 0..5), sample(&opening))
+        .prop_map(|(open, body, close)| format!("{open}{}{close}", body.concat()));
+    let list = proptest::collection::vec(item, 1..4).prop_map(|items| format!("SELECT {}", items.join(", ")));
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let texts = (0..tries).map(|_| list.new_tree(&mut runner).unwrap().current());
+    texts
+        .filter_map(|text| judge(engine, &text).ok())
+        .map(|sent| (columns(engine, &sent), sent))
+        .map(|(n, sent)| (sent, n))
+        .collect()
+}
+
+fn sample(of: &[&'static str]) -> impl Strategy<Value = &'static str> + use<> {
+    proptest::sample::select(of.to_vec())
+}
+
+fn columns(engine: Engine, sent: &str) -> usize {
+    match *parse(engine, sent).unwrap().body {
+        SetExpr::Select(select) => select.projection.len(),
+        _ => panic!("{sent}"),
+    }
+}
 
 fn accepted(engine: Engine, statements: &'static [&'static str]) -> Vec<(&'static str, String)> {
     statements.iter().filter_map(|sql| judge(engine, sql).ok().map(|written| (*sql, written))).collect()

@@ -154,3 +154,16 @@ async fn rows_of_a_file_are_capped() {
     assert_eq!(rows(&output).as_array().unwrap().len(), 10);
     assert_eq!(output.structured_content.unwrap()["truncated"], true);
 }
+
+#[tokio::test]
+async fn sqlite_reads_what_is_sent_as_the_judge_read_it() {
+    let mut conn = SqliteConnection::connect("sqlite::memory:").await.unwrap();
+    let (mut agreed, found) = (0, statement::tests::ambiguous(Engine::Sqlite, 20_000));
+    for (sent, columns) in &found {
+        if let Ok(described) = (&mut conn).prepare(AssertSqlSafe(sent.clone()).into_sql_str()).await {
+            assert_eq!(described.columns().len(), *columns, "{sent}");
+            agreed += 1;
+        }
+    }
+    assert!(agreed > 100, "{agreed} of {}", found.len());
+}

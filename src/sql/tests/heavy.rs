@@ -132,6 +132,22 @@ async fn mariadb_is_read_and_never_written() {
     benign(&maria, &sql).await;
     layers(&maria, &sql).await;
     limits(&maria, &sql).await;
+    readings(&maria).await;
+}
+
+/// What one reads as a literal, the other must not read as the end of one.
+async fn readings(maria: &Maria) {
+    let url = format!("mysql://reader:reader-pw@127.0.0.1:{}/shop", maria.port);
+    let mut conn = sqlx::MySqlConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(mysql::MODE).execute(&mut conn).await.unwrap();
+    let (mut agreed, found) = (0, statement::tests::ambiguous(Engine::MySql, 20_000));
+    for (sent, columns) in &found {
+        if let Ok(described) = (&mut conn).prepare(AssertSqlSafe(sent.clone()).into_sql_str()).await {
+            assert_eq!(described.columns().len(), *columns, "{sent}");
+            agreed += 1;
+        }
+    }
+    assert!(agreed > 100, "{agreed} of {}", found.len());
 }
 
 async fn benign(maria: &Maria, sql: &Sql) {
