@@ -31,7 +31,7 @@ pub struct Cleared {
 
 /// What the rows say.
 enum Verdict {
-    Go(Cleared),
+    Go(Box<Cleared>),
     /// It must not be made.
     Deny(String),
     /// It cannot be made as it is; the model may do better.
@@ -46,7 +46,7 @@ pub async fn clear(ctx: &Context, turn: &Turn, call: &Call) -> Result<Step<Clear
     let (state, why) = match verdict {
         Verdict::Go(cleared) => {
             tx.commit().await?;
-            return Ok(Step::On(cleared));
+            return Ok(Step::On(*cleared));
         }
         Verdict::Park(state, parked, reason) => {
             return park(ctx, turn, tx, (call, state, parked, &reason)).await.map(Step::Over);
@@ -103,7 +103,7 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
         return Ok(Verdict::Deny(why.to_owned()));
     }
     if call.tool.is_none() && call.tool_name == super::READ_RESULT {
-        return Ok(Verdict::Go(built_in(ctx, &access)));
+        return Ok(Verdict::Go(Box::new(built_in(ctx, &access))));
     }
     let Some(tool) = access.tool.clone() else {
         let names = tool_access::names(tx, call.id).await?;
@@ -156,7 +156,7 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
         let reason = format!("budget: the {whose}'s budget is used up");
         return Ok(Verdict::Park(ToolCallState::Budget, Parked::Budget, reason));
     }
-    Ok(Verdict::Go(cleared(ctx, &access, (tool, effect, definition))))
+    Ok(Verdict::Go(Box::new(cleared(ctx, &access, (tool, effect, definition)))))
 }
 
 fn cleared(

@@ -45,7 +45,7 @@ pub struct Failure {
 
 impl Failure {
     /// It failed before anything was sent.
-    pub fn before(error: anyhow::Error, transient: bool) -> Self {
+    pub fn before(error: &anyhow::Error, transient: bool) -> Self {
         Self { transient, ..Self::new(Reached::No, format!("{error:#}")) }
     }
 

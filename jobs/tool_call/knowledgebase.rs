@@ -52,13 +52,13 @@ pub async fn run(ctx: &Context, turn: &Turn, started: &Started) -> Result<ToolOu
         return Ok(ToolOutput::error("the `query` is empty"));
     }
     let Some(tool) = &started.cleared.tool else {
-        return Err(Failure::before(anyhow!("the knowledge base is gone"), false));
+        return Err(Failure::before(&anyhow!("the knowledge base is gone"), false));
     };
     let custom: Custom = serde_json::from_value(tool.custom_config.clone()).unwrap_or_default();
     let top_k = wish.top_k.or(custom.retrieve_top_n).unwrap_or(ctx.settings.search.top_k).clamp(1, MOST);
     let found = find(ctx, turn, tool.id, (&wish.query, top_k)).await;
     // Reading twice is no harm, so every failure of it may be tried again.
-    let mut hits = found.map_err(|error| Failure::before(error, true))?;
+    let mut hits = found.map_err(|error| Failure::before(&error, true))?;
     if let Some(most) = custom.rerank_top_n {
         hits.truncate(most as usize);
     }

@@ -45,7 +45,10 @@ pub async fn told(
         tokio::select! {
             biased;
             ended = &mut call => {
-                return ended.unwrap_or_else(|_| Err(Failure::silent(format!("no end after {} s", total.as_secs()))));
+                return match ended {
+                    Ok(given) => given,
+                    Err(_) => Err(Failure::silent(format!("no end after {} s", total.as_secs()))),
+                };
             }
             word = heard.recv(), if open => match word {
                 Some(word) => latest = Some(word),

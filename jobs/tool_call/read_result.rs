@@ -39,7 +39,7 @@ pub async fn run(ctx: &Context, turn: &Turn, started: &Started) -> Result<ToolOu
     let Some(stored) = find(ctx, turn, started, wish.handle).await? else {
         return Ok(ToolOutput::error("there is no result of this handle in this conversation"));
     };
-    let output = load(ctx, &stored).await.map_err(|error| Failure::before(error, true))?;
+    let output = load(ctx, &stored).await.map_err(|error| Failure::before(&error, true))?;
     Ok(page(&view::text_of(&output), wish.page, ctx.settings.tools.page_chars))
 }
 
@@ -55,7 +55,7 @@ async fn find(
         tx.commit().await?;
         Ok::<_, sqlx::Error>(found)
     };
-    found.await.map_err(|error| Failure::before(error.into(), true))
+    found.await.map_err(|error| Failure::before(&error.into(), true))
 }
 
 /// The complete result, from where it lies.

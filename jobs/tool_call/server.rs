@@ -57,7 +57,7 @@ async fn ask(
     };
     let again = connect(ctx, &wanted).await.map_err(|error| Failure {
         needs_auth: matches!(error, JobError::Park { .. }),
-        ..Failure::before(anyhow::anyhow!("{error}"), matches!(error, JobError::Transient(_)))
+        ..Failure::before(&anyhow::anyhow!("{error}"), matches!(error, JobError::Transient(_)))
     })?;
     send(ctx, turn, started, (&again, said)).await.map_err(failure)
 }
@@ -116,7 +116,7 @@ async fn poll(ctx: &Context, connected: &Connected, id: &str) -> Result<Answer, 
         let goes_on = error.is_transient().then_some(SHORT);
         let failed = failure(error);
         let reached = if failed.reached == Reached::Answered { Reached::Answered } else { Reached::Perhaps };
-        Failure { goes_on, reached, ..failed }
+        Failure { reached, goes_on, ..failed }
     })
 }
 
@@ -130,7 +130,7 @@ async fn wait_for(
     if started.task.is_none() {
         keep(ctx, turn, started, &task).await.map_err(|error| Failure {
             reached: Reached::Perhaps,
-            ..Failure::before(anyhow::anyhow!("the server's task was not written down: {error}"), true)
+            ..Failure::before(&anyhow::anyhow!("the server's task was not written down: {error}"), true)
         })?;
     }
     let watch = watch_for_cancel(ctx, turn, connected, &task);

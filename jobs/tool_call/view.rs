@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_long_result_shows_head_tail_shape_and_handle() {
-        let text = (0..1000).map(|n| format!("line {n}\n")).collect::<String>();
+        let text = (0..1000).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n");
         let seen = view(&text, 200);
         assert!(seen.truncated);
         for part in ["line 0\n", "line 999", "a text of 1000 lines", &HANDLE.to_string(), "read_result"] {

@@ -184,7 +184,7 @@ impl Authentication {
 /// Arguments of `tool add`.
 #[derive(Debug, Args)]
 pub struct Add {
-    /// How models name it; of an MCP server's tool: server__tool.
+    /// How models name it; a tool of an MCP server is named `server__tool`.
     name: String,
     #[command(flatten)]
     tenant: Tenant,

@@ -44,6 +44,7 @@ pub enum Review {
 
 /// What stands for and against a call.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and none follows from another")]
 pub struct Access {
     /// `None`: no such tool in the workspace.
     pub tool: Option<Tool>,

@@ -45,8 +45,8 @@ async fn a_long_result_lies_in_the_bucket_and_is_read_page_by_page(db: PgPool) -
     let world = World::with(db, settings).await?;
     let chat = Chat::new(&world).await?;
     let tool = chat.knowledge_base("handbook").await?;
-    let text: String =
-        (0..400).map(|n| format!("Sack {n} of the mill weighs {} pounds. ", n * 7 % 97)).collect();
+    let sacks = (0..400).map(|n| format!("Sack {n} of the mill weighs {} pounds.", n * 7 % 97));
+    let text = sacks.collect::<Vec<_>>().join(" ");
     world.ingest("sacks.txt", text.as_bytes()).await?;
     chat.change(format!("UPDATE gristmill.resources SET tool_id = '{tool}'")).await?;
     chat.change(format!("UPDATE gristmill.chunks SET tool_id = '{tool}'")).await?;

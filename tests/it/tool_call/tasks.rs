@@ -14,7 +14,7 @@ use uuid::Uuid;
 /// The mill as a tool that the agent may call without asking.
 async fn tool(chat: &Chat<'_>, served: &Served) -> anyhow::Result<()> {
     let admin = &chat.world.admin;
-    let server: Uuid = sqlx::query_scalar(
+    let row: Uuid = sqlx::query_scalar(
         "INSERT INTO gristmill.mcp_servers (name, transport, url) VALUES ('mill', 'streamable_http', $1) RETURNING id",
     )
     .bind(&served.url)
@@ -27,7 +27,7 @@ async fn tool(chat: &Chat<'_>, served: &Served) -> anyhow::Result<()> {
          SELECT $1, id, 'mill__grind', 'grind', 'MCP', 'effectful' FROM there RETURNING id",
     )
     .bind(chat.workspace.0)
-    .bind(server)
+    .bind(row)
     .fetch_one(admin)
     .await?;
     chat.give(tool).await?;
