@@ -18,7 +18,7 @@ SEED ?=
 WITH_POSTGRES := PYTHON='$(PYTHON)' .make/with-postgres.sh
 NEXTEST := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help deps demo test chaos bench bench-queue fmt lint doc prepare prepare-check clean need-cargo
+.PHONY: help deps deps-tools demo test chaos conformance bench bench-queue fmt lint doc prepare prepare-check clean need-cargo
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ help: ## this list
 deps: ## bring Postgres, ONNX Runtime and the embedding model into .deps (once, 160 MB)
 	@command -v '$(PYTHON)' >/dev/null || { echo "make deps: $(PYTHON) is not here. Install Python 3.9 or newer with pip (Debian and Ubuntu: python3 python3-pip), or name one with PYTHON=" >&2; exit 1; }
 	@'$(PYTHON)' .make/deps.py
+
+deps-tools: ## bring real MCP servers and the conformance suites for the tests (optional; needs npm)
+	@PYTHON='$(PYTHON)' .make/deps-tools.sh
 
 demo: deps need-cargo ## documents from a bucket to a cited answer (DOCS=folder for yours)
 	@$(CARGO) build
@@ -46,6 +49,10 @@ ifeq ($(NEXTEST),yes)
 else
 	@$(WITH_POSTGRES) $(CARGO) test --test it chaos::$(T) -- --ignored --nocapture --test-threads 1
 endif
+
+conformance: deps-tools need-cargo ## the MCP client against the protocol's own suites
+	@$(CARGO) build
+	@.make/conformance.sh
 
 bench: deps need-cargo ## the embed job against raw ONNX Runtime
 	@$(CARGO) build

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
+const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 
@@ -101,6 +102,10 @@ impl Sweep<'_> {
         drain!(self, "keys", |tx, batch| sweeps::keys(tx, batch));
         drain!(self, "reservations", |tx, batch| sweeps::reservations(tx, batch));
         drain!(self, "events", |tx, batch| sweeps::events(tx, events, batch));
+        let stuck = MINUTE * settings.stuck_minutes;
+        drain!(self, "expired_calls", |tx, batch| sweeps::expire_calls(tx, batch));
+        drain!(self, "revived_calls", |tx, batch| sweeps::revive_calls(tx, stuck, batch));
+        drain!(self, "affordable_calls", |tx, batch| sweeps::afford_calls(tx, batch));
         let mut tx = self.turn.begin(self.ctx).await?;
         let workers = sweeps::workers(&mut tx, WORKER_UNSEEN).await?;
         tx.commit().await?;

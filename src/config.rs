@@ -2,10 +2,12 @@
 
 use secrecy::SecretString;
 use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
-const SECRETS: [&str; 3] = ["database.url", "objects.access_key", "objects.secret_key"];
+const SECRETS: [&str; 4] = ["database.url", "objects.access_key", "objects.secret_key", "seal.keys"];
+const SEALING_KEYS: &str = "GRISTMILL__SEAL__KEYS__";
 
 /// Why the settings were not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +32,15 @@ pub struct Config {
     pub chunk: Chunk,
     pub embed: Embed,
     pub search: Search,
+    pub tools: Tools,
+    pub mcp: Mcp,
     pub api: Api,
     pub sql: Sql,
     pub web_search: WebSearch,
     pub schedules: Schedules,
     pub tidy: Tidy,
     pub rescan: Rescan,
+    pub seal: Seal,
     pub log: Log,
 }
 
@@ -171,6 +176,99 @@ pub enum Fusion {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Tools {
+    pub ask: Ask,
+    pub approval_hours: u32,
+    pub parallel_calls: u32,
+    pub idle_seconds: u32,
+    pub total_seconds: u32,
+    pub inline_bytes: usize,
+    pub view_chars: usize,
+    pub page_chars: usize,
+}
+
+/// Which calls a person is asked about where no policy of the workspace says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ask {
+    Never,
+    Effectful,
+    Always,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mcp {
+    pub initialise_seconds: f64,
+    pub request_seconds: f64,
+    pub connect_seconds: f64,
+    pub idle_seconds: f64,
+    pub message_bytes: usize,
+    pub output_bytes: usize,
+    pub max_children: usize,
+    pub child_memory_bytes: u64,
+    pub child_file_bytes: u64,
+    pub child_open_files: u64,
+    pub path: String,
+    pub review: Review,
+    /// The operator's catalogue.
+    #[serde(default)]
+    pub servers: Vec<CatalogueServer>,
+}
+
+/// What becomes of a tool's definition that is new or has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Review {
+    /// What a server has at its first sync is approved; later ones wait.
+    TrustOnFirstUse,
+    ReviewAll,
+    /// Tools that only read, where the operator believes the server's word on it, are approved.
+    AutoForReadOnly,
+}
+
+/// A server that connections may use.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogueServer {
+    pub name: String,
+    #[serde(default)]
+    pub transport: Transport,
+    pub command: Option<String>,
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvValue>,
+    pub url: Option<String>,
+    #[serde(default = "nothing")]
+    pub parameters: serde_json::Value,
+    #[serde(default)]
+    pub believe_hints: bool,
+}
+
+fn nothing() -> serde_json::Value {
+    serde_json::json!({})
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    #[default]
+    Stdio,
+    StreamableHttp,
+    Sse,
+}
+
+/// A variable of a server's environment: a text that is no secret, or the place of the credential.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(untagged)]
+pub enum EnvValue {
+    Text(String),
+    Credential { credential: bool },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Api {
     pub connect_seconds: u64,
     pub total_seconds: u64,
@@ -234,6 +332,17 @@ pub struct Rescan {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Seal {
+    pub current: String,
+    pub unnamed: String,
+    pub file: PathBuf,
+    /// From the environment alone.
+    #[serde(default)]
+    pub keys: BTreeMap<String, SecretString>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Log {
     pub filter: String,
     pub format: LogFormat,
@@ -258,7 +367,7 @@ impl Config {
 
     fn from_parts(
         file: Option<&Path>,
-        environment: std::collections::HashMap<String, String>,
+        mut environment: HashMap<String, String>,
     ) -> Result<Self, ConfigError> {
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
@@ -269,6 +378,9 @@ impl Config {
         }
         if let Some(url) = environment.get("DATABASE_URL") {
             builder = builder.set_default("database.url", url.as_str())?;
+        }
+        for (id, key) in sealing_keys(&mut environment) {
+            builder = builder.set_override(format!("seal.keys.{id}"), key)?;
         }
         let variables = config::Environment::with_prefix("GRISTMILL")
             .prefix_separator("__")
@@ -282,13 +394,20 @@ impl Config {
     }
 }
 
+/// Takes the keys out of the environment: its reader would make a number of a key of digits.
+fn sealing_keys(environment: &mut HashMap<String, String>) -> Vec<(String, String)> {
+    let found: Vec<_> = environment.keys().filter(|name| name.starts_with(SEALING_KEYS)).cloned().collect();
+    let taken = found.into_iter().filter_map(|name| environment.remove_entry(&name));
+    taken.map(|(name, key)| (name[SEALING_KEYS.len()..].to_lowercase(), key)).collect()
+}
+
 fn refuse_secrets(
     path: &Path,
     source: &config::File<config::FileSourceFile, config::FileFormat>,
 ) -> Result<(), ConfigError> {
     let file = config::Config::builder().add_source(source.clone()).build()?;
     for key in SECRETS {
-        if file.get_string(key).is_ok() {
+        if file.get_string(key).is_ok() || file.get_table(key).is_ok() {
             let variable = format!("GRISTMILL__{}", key.to_uppercase().replace('.', "__"));
             return Err(ConfigError::SecretInFile { key, variable, file: path.into() });
         }
@@ -330,6 +449,15 @@ mod tests {
     }
 
     #[test]
+    fn sealing_keys_come_by_their_ids_and_one_of_digits_stays_text() {
+        let digits = "07".repeat(32);
+        let variables = [("GRISTMILL__SEAL__KEYS__K1", &*digits), ("GRISTMILL__SEAL__CURRENT", "k1")];
+        let config = Config::from_parts(None, environment(&variables)).unwrap();
+        assert_eq!(config.seal.keys["k1"].expose_secret(), digits);
+        assert!(!format!("{config:?}").contains("0707"));
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_name() {
         let wrong = Config::from_parts(None, environment(&[("GRISTMILL__QUEUE__LEASE", "1")]));
         assert!(wrong.unwrap_err().to_string().contains("lease"));
@@ -341,5 +469,8 @@ mod tests {
         std::fs::write(file.path(), "[objects]\nsecret_key = \"x\"\n").unwrap();
         let wrong = Config::from_parts(Some(file.path()), environment(&[])).unwrap_err();
         assert!(wrong.to_string().contains("GRISTMILL__OBJECTS__SECRET_KEY"), "{wrong}");
+        std::fs::write(file.path(), "[seal.keys]\nk1 = \"x\"\n").unwrap();
+        let wrong = Config::from_parts(Some(file.path()), environment(&[])).unwrap_err();
+        assert!(wrong.to_string().contains("GRISTMILL__SEAL__KEYS"), "{wrong}");
     }
 }

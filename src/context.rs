@@ -7,8 +7,11 @@ use crate::extract::Extractor;
 use crate::fetch::Fetcher;
 use crate::ground::Ground;
 use crate::guard::Guard;
+use crate::mcp::Clients;
+use crate::oauth::Oauth;
 use crate::objects::Objects;
 use crate::scan::Scanner;
+use crate::seal::Keys;
 use crate::sql::Sql;
 use sqlx::PgPool;
 use std::path::{Path, PathBuf};
@@ -22,9 +25,13 @@ pub struct Context {
     /// What may be reached from here.
     pub guard: Guard,
     pub fetcher: Fetcher,
+    pub keys: Keys,
+    pub oauth: Oauth,
     pub scanner: Scanner,
     pub extractor: Extractor,
     pub embedder: Embedder,
+    /// Sessions with MCP servers; closed when the worker stops.
+    pub mcp: Clients,
     pub api: Api,
     pub sql: Sql,
     pub ground: Ground,
@@ -44,11 +51,14 @@ impl Context {
         let guard = Guard::new(&settings.fetch.allow);
         Ok(Self {
             objects: Objects::new(&settings.objects)?,
+            oauth: Oauth::new(&guard)?,
+            mcp: Clients::new(&settings.mcp, &guard)?,
             api: Api::new(&settings.api, guard.clone())?,
             sql: Sql::new(&settings.sql, guard.clone(), db.clone()),
             ground: Ground::new(&settings.web_search)?,
             guard,
             fetcher: Fetcher::new(&settings.fetch)?,
+            keys: Keys::open(&settings.seal)?,
             scanner: Scanner::new(&settings.scan)?,
             extractor: Extractor::new(&settings.extract, program),
             spool: Spool::open(&settings.embedded.data_dir.join("spool"))?,

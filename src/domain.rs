@@ -1,7 +1,11 @@
 //! Ids and words that every floor speaks: the ground floor, knows nothing of ours.
 
+mod origin;
+mod sealed;
 mod tool;
 
+pub use origin::{origin_of, origin_of_program};
+pub use sealed::{Sealed, Unreadable};
 pub use tool::{Credential, Saved, ToolOutput};
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +47,8 @@ ids! {
     ConversationId,
     MessageId,
     UserId,
+    /// A tool call that a model asked for.
+    ToolCallId,
     /// One index of one attachment, built beside the old one and flipped.
     GenerationId,
     /// A stretch of text with its vector.
@@ -56,7 +62,7 @@ pub const SYSTEM_WORKSPACE: WorkspaceId = WorkspaceId(Uuid::from_u128(1));
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal),+ $(,)? })+) => {$(
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum $name { $($(#[$word_doc])* #[serde(rename = $text)] $word),+ }
 
         impl $name {
@@ -138,6 +144,35 @@ words! {
         /// The file holds pictures of text and no OCR engine is installed.
         NeedsOcr = "NEEDS_OCR",
         Failed = "FAILED",
+        Cancelled = "CANCELLED",
+    }
+
+    /// What calling a tool does outside, the harmless first.
+    Effect {
+        /// Nothing.
+        Read = "read",
+        /// Twice is as good as once.
+        Idempotent = "idempotent",
+        /// Twice is once too often.
+        Effectful = "effectful",
+    }
+
+    /// The life of a tool call.
+    ToolCallState {
+        Requested = "REQUESTED",
+        /// A person must say yes.
+        NeedsApproval = "NEEDS_APPROVAL",
+        /// A credential is missing or was refused.
+        NeedsAuth = "NEEDS_AUTH",
+        /// A budget is used up.
+        Budget = "BUDGET",
+        /// It may have reached the other side.
+        Started = "STARTED",
+        Ok = "OK",
+        Error = "ERROR",
+        /// It has effects, and nobody knows whether it was done: a person says what now.
+        Unknown = "UNKNOWN",
+        Denied = "DENIED",
         Cancelled = "CANCELLED",
     }
 }

@@ -45,7 +45,7 @@ pub enum JobError {
     /// Somebody else has the job now; nothing may be written.
     #[error("the lease was lost")]
     Lost,
-    /// A person or the chat layer asked for it to stop.
+    /// It was told to stop, and has.
     #[error("cancelled")]
     Cancelled,
 }

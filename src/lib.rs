@@ -9,14 +9,18 @@ pub mod config;
 pub mod guard;
 
 pub mod api;
+pub mod catalogue;
 pub mod chunk;
 pub mod embed;
 pub mod extract;
 pub mod fetch;
 pub mod ground;
+pub mod mcp;
+pub mod oauth;
 pub mod objects;
 pub mod queue;
 pub mod scan;
+pub mod seal;
 pub mod sql;
 pub mod store;
 

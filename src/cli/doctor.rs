@@ -5,6 +5,7 @@
 
 mod database;
 mod parts;
+mod servers;
 
 use crate::cli::house::House;
 use crate::cli::table;
@@ -96,7 +97,7 @@ impl Doctor {
         parts::extraction(&house.settings, &mut findings).await;
         parts::ocr(&house.settings, &mut findings);
         findings.0.extend(modelled);
-        parts::runtimes(&mut findings).await;
+        servers::runtimes(&house, &mut findings).await;
         parts::spool(&house.settings, &mut findings);
         house.close().await?;
         self.print(&findings.0)?;

@@ -53,6 +53,10 @@ impl House {
         if self.settings.database.url.is_none() {
             let server = EmbeddedPostgres::start(&self.settings.embedded).await?;
             self.settings.database.url = Some(SecretString::from(server.url.clone()));
+            let seal = &mut self.settings.seal;
+            if seal.keys.is_empty() && seal.file.as_os_str().is_empty() {
+                seal.file = self.settings.embedded.data_dir.join("seal.key");
+            }
             self.postgres = Some(server);
         }
         Ok(())
@@ -89,9 +93,20 @@ impl House {
         let before = applied(&db).await;
         crate::MIGRATOR.run(&db).await?;
         crate::runtime::every_kind().publish(&db).await?;
+        self.offer(&db).await?;
         let after = applied(&db).await;
         db.close().await;
         Ok(after - before)
+    }
+
+    /// Makes the settings' MCP servers the catalogue's, which the worker's role may not.
+    async fn offer(&self, db: &sqlx::PgPool) -> anyhow::Result<()> {
+        let servers = &self.settings.mcp.servers;
+        crate::catalogue::check(servers)?;
+        for name in crate::store::mcp_servers::offer(&mut *db.acquire().await?, servers).await? {
+            tracing::warn!(name, "the server of the settings is not offered: an operator's row has its name");
+        }
+        Ok(())
     }
 
     /// A connection with the rights of whoever logs in, for what the worker's role may not do.

@@ -1,6 +1,7 @@
 //! The command line: every way in that needs no program of one's own.
 
 pub mod bench;
+mod conformance;
 mod demo;
 mod doctor;
 pub mod eval;
@@ -12,6 +13,11 @@ mod operate;
 mod schedules;
 mod search;
 mod table;
+mod tool;
+mod tool_credential;
+mod tool_login;
+mod tool_review;
+mod tool_server;
 mod verify;
 mod watch;
 
@@ -59,6 +65,9 @@ enum What {
     /// Requests and tokens a minute that all workers share, and pauses of providers.
     #[command(subcommand)]
     Limits(limits::Limits),
+    /// Tools of agents and their calls: add, list, call, approve, deny, resolve, cancel, log, results.
+    #[command(subcommand)]
+    Tool(tool::Tool),
     /// Looks at everything the worker needs, and says what to do where something is missing.
     Doctor(doctor::Doctor),
     /// Checks that the stored rows keep every promise, and names those that do not.
@@ -75,6 +84,9 @@ enum What {
     /// Measures speed, as ratios within one run.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Runs one scenario of the MCP conformance suites.
+    #[command(hide = true)]
+    McpConformance(conformance::Conformance),
 }
 
 impl Command {
@@ -91,12 +103,15 @@ impl Command {
 
     async fn dispatch(self) -> anyhow::Result<ExitCode> {
         let mut settings = Config::load(self.config.as_deref())?;
-        let draws = matches!(self.what, What::Demo(_) | What::Ingest(_) | What::Eval(_) | What::EvalDocs(_));
+        let draws = matches!(
+            self.what,
+            What::Demo(_) | What::Ingest(_) | What::Tool(_) | What::Eval(_) | What::EvalDocs(_)
+        );
         // A line for each of a bench's jobs would be most of what it measures.
         let benches = matches!(self.what, What::Bench(ref bench) if !matches!(bench, bench::Bench::Embed(_)));
-        if (draws || benches) && settings.log.filter == "gristmill=info,warn" {
+        if (draws || benches) && settings.log.filter == "gristmill=info,rmcp=off,warn" {
             // These draw progress; only what goes wrong should break into it.
-            settings.log.filter = "error".into();
+            settings.log.filter = "error,rmcp=off".into();
         }
         start_log(&settings)?;
         if let What::Worker = self.what {
@@ -109,7 +124,9 @@ impl Command {
         }
         let house = match &self.what {
             // One needs the database alone, the other looks for what is missing.
-            What::Migrate | What::Doctor(_) => House::bare(settings),
+            What::Migrate | What::Doctor(_) | What::McpConformance(_) | What::Bench(bench::Bench::Mcp(_)) => {
+                House::bare(settings)
+            }
             _ => House::open(settings).await?,
         };
         let ended = match self.what {
@@ -122,6 +139,7 @@ impl Command {
             What::Enqueue(enqueue) => enqueue.run(&house).await,
             What::Jobs(jobs) => jobs.run(&house).await,
             What::Limits(limits) => limits.run(&house).await,
+            What::Tool(tool) => tool.run(&house).await,
             What::Doctor(doctor) => doctor.run(&house.settings).await,
             What::Verify(verify) => verify.run(&house).await,
             What::Schedules(schedules) => schedules.run(&house).await,
@@ -129,6 +147,7 @@ impl Command {
             What::Eval(eval) => eval.run(&house).await,
             What::EvalDocs(eval) => eval.run(&house).await,
             What::Bench(bench) => bench.run(&house).await,
+            What::McpConformance(scenario) => scenario.run(&house.settings).await,
         };
         house.close().await?;
         ended

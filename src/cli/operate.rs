@@ -17,8 +17,11 @@ pub async fn up(house: &House, migrate: bool) -> anyhow::Result<ExitCode> {
     }
     let ctx = house.context().await?;
     let worker = Worker::start(&ctx, every_kind)?;
-    tracing::info!(database = database(house), objects = house.settings.objects.endpoint, "working");
-    match worker.until_told().await? {
+    let (database, objects) = (database(house), house.settings.objects.endpoint.clone());
+    let stopped = worker.until_told(move || tracing::info!(database, objects, "working")).await?;
+    // Jobs have ended or are handed back: nobody waits for an answer of these any more.
+    ctx.mcp.close_within(std::time::Duration::from_millis(500)).await;
+    match stopped {
         Stopped::InOrder => Ok(ExitCode::SUCCESS),
         Stopped::InHaste => Ok(ExitCode::FAILURE),
     }

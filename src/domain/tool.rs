@@ -64,6 +64,9 @@ pub enum Credential {
         client_secret: Option<SecretString>,
         token_url: String,
         scope: Option<String>,
+        /// What the token is for (RFC 8707), as it was said when it was asked for.
+        #[serde(default)]
+        resource: Option<String>,
     },
     ClientCredentials {
         client_id: String,

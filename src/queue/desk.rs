@@ -153,6 +153,21 @@ pub struct Written {
     pub busy: Vec<Uuid>,
 }
 
+/// The SQLSTATE of a row that somebody's open transaction holds.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// Ends jobs that left nothing to write, those whose lease is still ours: the quick way. False
+/// where some row is held by somebody's open transaction; then nothing was written.
+pub async fn finish(db: impl PgExecutor<'_>, leases: impl Iterator<Item = Lease>) -> sqlx::Result<bool> {
+    let (ids, epochs): (Vec<Uuid>, Vec<i32>) = leases.map(|lease| (lease.job.0, lease.epoch)).unzip();
+    let finished = sqlx::query_scalar!("SELECT gristmill.finish($1, $2)", &ids, &epochs).fetch_one(db).await;
+    match finished {
+        Ok(_) => Ok(true),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(LOCK_NOT_AVAILABLE) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes a batch of outcomes; those whose lease moved on change nothing.
 pub async fn acknowledge(
     db: impl PgExecutor<'_>,

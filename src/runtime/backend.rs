@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 const PAUSE_AFTER_FAULT: Duration = Duration::from_millis(500);
 /// Claimed at once at most; more would sit in the channel longer than it saves.
-const LARGEST_CLAIM: usize = 250;
+const LARGEST_CLAIM: usize = 500;
 /// With a backlog a claim waits so long for a good part of the places to be free: it costs the
 /// database about the same for one job as for many.
 const LINGER: Duration = Duration::from_millis(3);

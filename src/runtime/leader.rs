@@ -79,10 +79,7 @@ pub fn defaults(settings: &Config) -> [Published; 5] {
             ..one("rescan", "rescan", "17 * * * *", "scans again with new signatures; needs scan.clamd")
         },
         one("usage-rollup", "usage_rollup", "23 2 * * *", "holds every budget against its ledger"),
-        Published {
-            enabled: false,
-            ..one("tool-sync", "tool_sync", "53 * * * *", "off: this version has no client for tool servers")
-        },
+        one("tool-sync", "tool_sync", "53 * * * *", "looks at the tools of every connected MCP server"),
     ]
 }
 

@@ -6,9 +6,11 @@
 mod acks;
 mod adapter;
 pub mod backend;
+mod ears;
 pub mod embedded_pg;
 pub mod embedded_s3;
 mod hands;
+pub mod hosts;
 mod keeper;
 pub mod leader;
 mod registry;
@@ -73,6 +75,8 @@ impl Worker {
         let listening = listen(database.clone(), patience(settings), news.clone());
         tokio::spawn(worker.helpers.clone().run_until_cancelled_owned(listening));
         leader::start(ctx, worker.helpers.clone());
+        ears::start(ctx, worker.helpers.clone());
+        hosts::start(ctx, worker.helpers.clone());
         // Unique to this start: a process that comes back under the same name is another worker.
         let name = format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple());
         for (lane, bell) in [Lane::Interactive, Lane::Bulk].into_iter().zip(bells) {
@@ -105,6 +109,7 @@ impl Worker {
             patience: patience(settings),
             backoff: self.backoff,
             hands: hands.clone(),
+            held_up: false,
         };
         self.acks.spawn(acks.write_ends(written, self.last_call.clone()));
         let ask = Ask {
@@ -172,8 +177,7 @@ fn patience(settings: &config::Queue) -> Duration {
 
 /// How this worker shows that it is there.
 fn card(name: String, registry: &Registry, settings: &config::Queue) -> Card {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Card { name, host: host.trim().to_owned(), kinds: registry.kinds(), places: settings.concurrency as i32 }
+    Card { name, host: hosts::name(), kinds: registry.kinds(), places: settings.concurrency as i32 }
 }
 
 /// What the listener passes on.

@@ -75,7 +75,7 @@ impl Registry {
 
 /// Every kind of work this program knows.
 pub fn every_kind() -> Registry {
-    use crate::jobs::{Embed, Extract, Fetch, Forget, Rescan, Scan, Tidy, ToolSync, UsageRollup};
+    use crate::jobs::{Embed, Extract, Fetch, Forget, Rescan, Scan, Tidy, ToolCall, ToolSync, UsageRollup};
     Registry::default()
         .with::<Fetch>()
         .with::<Scan>()
@@ -85,5 +85,6 @@ pub fn every_kind() -> Registry {
         .with::<Tidy>()
         .with::<Rescan>()
         .with::<UsageRollup>()
+        .with::<ToolCall>()
         .with::<ToolSync>()
 }

@@ -49,19 +49,21 @@ impl Worker {
     /// them back at once; the third ends without a word to the queue.
     ///
     /// Signals and limits are watched on a thread of their own: jobs that block every thread of
-    /// the program would otherwise keep it from hearing that it shall end.
-    pub async fn until_told(self) -> anyhow::Result<Stopped> {
+    /// the program would otherwise keep it from hearing that it shall end. `ready` is called as
+    /// soon as signals are heard; one that comes before ends the program without any order.
+    pub async fn until_told(self, ready: impl FnOnce() + Send + 'static) -> anyhow::Result<Stopped> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (tell, told) = tokio::sync::oneshot::channel();
         std::thread::Builder::new().name("stop".into()).spawn(move || {
             // The receiver waits for exactly this.
-            tell.send(runtime.block_on(self.watch())).ok();
+            tell.send(runtime.block_on(self.watch(ready))).ok();
         })?;
         told.await.context("the thread that waits for signals died")?
     }
 
-    async fn watch(self) -> anyhow::Result<Stopped> {
+    async fn watch(self, ready: impl FnOnce()) -> anyhow::Result<Stopped> {
         let mut signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        ready();
         next(&mut signals).await;
         tracing::info!("stopping: running jobs may finish; a second signal hands them back at once");
         let hurry = CancellationToken::new();

@@ -220,7 +220,7 @@ pub async fn claim_plan(db: &PgPool, kind: &str) -> sqlx::Result<String> {
         SELECT j.id FROM gristmill.jobs j
         WHERE j.state = 'WAITING' AND j.lane = 1 AND j.kind = $1
           AND j.workspace_id = '00000000-0000-7000-8000-000000000007'
-        ORDER BY j.turn LIMIT 4 FOR UPDATE SKIP LOCKED";
+        ORDER BY gristmill.turn(j.run_at, j.priority) LIMIT 4 FOR UPDATE SKIP LOCKED";
     let lines: Vec<String> = sqlx::query_scalar(statement).bind(kind).fetch_all(db).await?;
     Ok(lines.join("\n"))
 }

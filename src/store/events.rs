@@ -1,6 +1,6 @@
 //! What the chat layer learns, written in the transaction of the change it tells.
 
-use crate::domain::{AttachmentId, GenerationId, JobId, WorkspaceId};
+use crate::domain::{AttachmentId, GenerationId, JobId, ToolCallId, ToolId, WorkspaceId};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -20,6 +20,12 @@ pub enum Event<'a> {
     },
     /// `budget.differs`: the counters of a budget are not the sums of its rows.
     Budget { id: Uuid, body: Value },
+    /// `tool_call.progress`: what a call at work said of itself. Its states are told by the database.
+    ToolProgress { id: ToolCallId, body: Value },
+    /// `tool.<what>`: a server's definition of it is new, changed or gone.
+    Tool { id: ToolId, what: &'a str, body: Value },
+    /// `server.<what>`: how a connection to an MCP server was found.
+    Connection { id: Uuid, what: &'a str, body: Value },
     /// `house.<what>`: something the house did for itself; told in its own workspace.
     House { what: &'a str, job: JobId, body: Value },
 }
@@ -37,6 +43,13 @@ impl Event<'_> {
                 json!({ "attachment": attachment, "done": done, "total": total }),
             ),
             Self::Budget { id, body } => ("budget.differs".to_owned(), "budget", *id, body.clone()),
+            Self::ToolProgress { id, body } => {
+                ("tool_call.progress".to_owned(), "tool_call", id.0, body.clone())
+            }
+            Self::Tool { id, what, body } => (format!("tool.{what}"), "tool", id.0, body.clone()),
+            Self::Connection { id, what, body } => {
+                (format!("server.{what}"), "connection", *id, body.clone())
+            }
             Self::House { what, job, body } => (format!("house.{what}"), "job", job.0, body.clone()),
         }
     }

@@ -292,6 +292,57 @@ pub const INVARIANTS: &[Invariant] = &[
               FROM gristmill.reservations r JOIN gristmill.usages u ON u.id = r.usage_id WHERE u.state <> 'OPEN'",
     },
     Invariant {
+        name: "calls.started_twice",
+        promise: "a tool call with effects was started once, unless a person ordered more or it never reached the other side",
+        sql: "SELECT call_id::text, format('%s starts', count(*)) FROM gristmill.tool_attempts
+              WHERE effect = 'effectful' AND NOT ordered AND NOT unsent GROUP BY call_id HAVING count(*) > 1",
+    },
+    Invariant {
+        name: "calls.open_start",
+        promise: "a tool call that is STARTED has one start without an outcome, and no other has any",
+        sql: "SELECT c.id::text, format('%s with %s open starts', c.state, count(a.id)) FROM gristmill.tool_calls c
+              LEFT JOIN gristmill.tool_attempts a ON a.call_id = c.id AND a.outcome IS NULL
+              GROUP BY c.id HAVING count(a.id) <> (c.state = 'STARTED')::int",
+    },
+    Invariant {
+        name: "calls.no_result",
+        promise: "a tool call has a result when it is finished and nobody is asked any more, and none before",
+        sql: "SELECT c.id::text, format('%s, result %s', c.state, r.id) FROM gristmill.tool_calls c
+              LEFT JOIN gristmill.tool_results r ON r.call_id = c.id
+              WHERE (r.id IS NOT NULL) <> (c.finished_at IS NOT NULL AND (c.state <> 'UNKNOWN' OR c.expires_at IS NULL))",
+    },
+    Invariant {
+        name: "calls.unanswered",
+        promise: "a result whose elders are answered has its `tool` message",
+        sql: "SELECT c.id::text, format('call %s of message %s', c.ord, c.message_id) FROM gristmill.tool_calls c
+              JOIN gristmill.tool_results r ON r.call_id = c.id AND r.answered_at IS NULL
+              WHERE NOT EXISTS (SELECT FROM gristmill.tool_calls e LEFT JOIN gristmill.tool_results er ON er.call_id = e.id
+                                WHERE e.message_id = c.message_id AND (e.ord, e.id) < (c.ord, c.id) AND er.id IS NULL)",
+    },
+    Invariant {
+        name: "calls.out_of_order",
+        promise: "the `tool` messages of one message stand in the order of its calls",
+        sql: "SELECT id::text, format('call %s is answered at %s, its elder at %s', ord, serial_number, before) FROM (
+                  SELECT c.id, c.ord, m.serial_number,
+                         lag(m.serial_number) OVER (PARTITION BY c.message_id ORDER BY c.ord, c.id) AS before
+                  FROM gristmill.tool_calls c JOIN gristmill.tool_results r ON r.call_id = c.id
+                  JOIN gristmill.messages m ON m.id = r.message_id) x
+              WHERE before > serial_number",
+    },
+    Invariant {
+        name: "calls.stuck",
+        promise: "a tool call that is not finished has a job that carries it on",
+        sql: "SELECT id::text, format('%s since %s', state, updated_at) FROM gristmill.tool_calls
+              WHERE finished_at IS NULL AND updated_at < now() - current_setting('gristmill.stuck')::interval
+                AND NOT gristmill.has_job(workspace_id, '{tool_call}', id)",
+    },
+    Invariant {
+        name: "calls.arguments",
+        promise: "the digest of a tool call, which approvals are bound to, is that of its arguments",
+        sql: "SELECT id::text, format('%s of %s', encode(arguments_sha256, 'hex'), tool_name) FROM gristmill.tool_calls
+              WHERE arguments_sha256 <> gristmill.arguments_digest(arguments)",
+    },
+    Invariant {
         name: "tenants.crossed",
         promise: "no row names a row of another tenant",
         sql: "SELECT id, format('%s: %s', child, names) FROM gristmill.rows_across_tenants()",

@@ -275,3 +275,20 @@ pub async fn hide(conn: &mut PgConnection, attachment: AttachmentId) -> sqlx::Re
     .await?;
     Ok(())
 }
+
+/// Ends parked tool calls whose time is over.
+pub async fn expire_calls(conn: &mut PgConnection, most: i32) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT gristmill.expire_tool_calls($1) AS "n!""#, most).fetch_one(conn).await
+}
+
+/// Queues unfinished tool calls again that no job carries.
+pub async fn revive_calls(conn: &mut PgConnection, deadline: Duration, most: i32) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT gristmill.revive_tool_calls($1, $2) AS "n!""#, interval(deadline), most)
+        .fetch_one(conn)
+        .await
+}
+
+/// Wakes tool calls that waited for money where there is some again.
+pub async fn afford_calls(conn: &mut PgConnection, most: i32) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT gristmill.afford_tool_calls($1) AS "n!""#, most).fetch_one(conn).await
+}

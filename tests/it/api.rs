@@ -113,6 +113,7 @@ async fn each_kind_of_credential_is_sent_in_its_own_way() {
         client_secret: None,
         token_url: "https://t.example".into(),
         scope: None,
+        resource: None,
     };
     for (credential, name, value) in [
         (Credential::Header { name: "X-Key".into(), value: secret("k1") }, "x-key", "k1"),

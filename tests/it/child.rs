@@ -227,7 +227,7 @@ fn works() {
         let db: PgPool = gristmill::store::connect(&settings.database).await?;
         let embedder = gristmill::embed::Embedder::hashing(64);
         let ctx = Arc::new(Context::with(settings, program(), db, embedder)?);
-        Worker::start(&ctx, registry)?.until_told().await
+        Worker::start(&ctx, registry)?.until_told(|| ()).await
     });
     std::process::exit(match ended {
         Ok(runtime::Stopped::InOrder) => 0,

@@ -194,6 +194,21 @@ async fn without_the_epoch_a_stale_report_takes_the_job_from_its_holder(db: PgPo
     control(db, stale_report, &[("acknowledge", "AND j.epoch = a.epoch", "")], (0, 1)).await
 }
 
+/// A worker that lost its lease reports that all went well; how many jobs end of it.
+async fn stale_finish(world: &World) -> anyhow::Result<i64> {
+    ask(world, None).await?;
+    let stale = claim(&mut connect(world).await?, 1).await?.remove(0);
+    rescue(world).await?;
+    claim(&mut connect(world).await?, 1).await?;
+    desk::finish(&world.ctx.db, std::iter::once(stale.lease)).await?;
+    Ok(world.count("SELECT count(*) FROM gristmill.jobs WHERE state = 'DONE'").await?)
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn without_the_epoch_a_stale_worker_ends_the_job_of_its_holder(db: PgPool) -> anyhow::Result<()> {
+    control(db, stale_finish, &[("finish", "AND j.epoch = a.epoch", "")], (0, 1)).await
+}
+
 /// A job that kills every worker; how often it starts in six rounds, where it may twice.
 async fn poison(world: &World) -> anyhow::Result<i64> {
     ask(world, None).await?;

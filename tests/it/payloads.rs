@@ -1,7 +1,7 @@
 //! What lies in the queue: other languages write it, and an older worker may have.
 
-use gristmill::domain::{AttachmentId, GenerationId};
-use gristmill::jobs::{Embed, Extract, Fetch, Forget, Rescan, Scan, Tidy, ToolSync, UsageRollup};
+use gristmill::domain::{AttachmentId, GenerationId, ToolCallId};
+use gristmill::jobs::{Embed, Extract, Fetch, Forget, Rescan, Scan, Tidy, ToolCall, ToolSync, UsageRollup};
 use gristmill::queue::Payload;
 use uuid::Uuid;
 
@@ -29,7 +29,9 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
         wire(&Rescan { attachment: None }),
         wire(&Rescan { attachment: Some(attachment) }),
         wire(&UsageRollup {}),
-        wire(&ToolSync {}),
+        wire(&ToolCall { call: ToolCallId(ID) }),
+        wire(&ToolSync { connection: None }),
+        wire(&ToolSync { connection: Some(ID) }),
     ];
     insta::assert_snapshot!(forms.join("\n"), @r#"
     fetch 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
@@ -42,6 +44,8 @@ fn the_stored_form_of_each_payload_stays_as_it_is() {
     rescan  {}
     rescan 01990000-0000-7000-8000-000000000001 {"attachment":"01990000-0000-7000-8000-000000000001"}
     usage_rollup  {}
+    tool_call 01990000-0000-7000-8000-000000000001 {"call":"01990000-0000-7000-8000-000000000001"}
     tool_sync  {}
+    tool_sync 01990000-0000-7000-8000-000000000001 {"connection":"01990000-0000-7000-8000-000000000001"}
     "#);
 }

@@ -96,6 +96,31 @@ const PLANTED: &[(&str, &str)] = &[
          SELECT :workspace, u.id, b.id, 1, now() FROM gristmill.usages u, gristmill.budgets b",
     ),
     (
+        "calls.started_twice",
+        "DROP INDEX gristmill.tool_attempts_effectful_once;
+         INSERT INTO gristmill.tool_attempts (workspace_id, call_id, effect, idempotency_key, outcome, finished_at)
+         SELECT workspace_id, id, 'effectful', 'k', 'OK', now() FROM gristmill.tool_calls, generate_series(1, 2)",
+    ),
+    ("calls.open_start", "UPDATE gristmill.tool_attempts SET outcome = NULL, finished_at = NULL"),
+    ("calls.no_result", "DELETE FROM gristmill.tool_results"),
+    ("calls.unanswered", "UPDATE gristmill.tool_results SET message_id = NULL, answered_at = NULL"),
+    (
+        "calls.out_of_order",
+        "UPDATE gristmill.tool_results r SET message_id = o.message_id FROM gristmill.tool_results o WHERE o.id <> r.id",
+    ),
+    (
+        "calls.stuck",
+        "INSERT INTO gristmill.tool_calls (workspace_id, conversation_id, message_id, tool_call_id, ord, tool_name,
+             arguments, arguments_sha256, updated_at)
+         SELECT workspace_id, conversation_id, message_id, 'lost', 9, tool_name, arguments, arguments_sha256,
+                now() - interval '61 minutes' FROM gristmill.tool_calls LIMIT 1",
+    ),
+    (
+        "calls.arguments",
+        "SET LOCAL session_replication_role = replica;
+         UPDATE gristmill.tool_calls SET arguments = '{\"query\": \"another\"}'",
+    ),
+    (
         "tenants.crossed",
         "INSERT INTO gristmill.conversations (id, workspace_id)
          VALUES ('00000000-0000-7000-8000-0000000000cc', :workspace);
@@ -113,6 +138,12 @@ fn prose() -> String {
 async fn each_broken_promise_is_named_and_no_other(db: PgPool) -> anyhow::Result<()> {
     let world = World::new(db).await?;
     world.ingest("a.txt", prose().as_bytes()).await?;
+    let chat = crate::tool_call::Chat::new(&world).await?;
+    chat.knowledge_base("kb").await?;
+    for id in ["a", "b"] {
+        chat.call(id, "kb", serde_json::json!({ "query": "stone" })).await?;
+    }
+    chat.work().await?;
     let listed: BTreeSet<_> = INVARIANTS.iter().map(|invariant| invariant.name).collect();
     let planted: BTreeSet<_> = PLANTED.iter().map(|(name, _)| *name).collect();
     assert_eq!(listed, planted, "a promise without its violation here");

@@ -2,6 +2,7 @@
 
 pub mod embed;
 mod job;
+mod mcp;
 mod queue;
 mod turns;
 
@@ -23,6 +24,8 @@ pub enum Bench {
     Fairness(turns::Fairness),
     /// What a claim takes when a million jobs of a thousand workspaces wait.
     Claim(turns::Claim),
+    /// A pooled MCP call beside a bare one, and many of them in flight.
+    Mcp(mcp::Mcp),
 }
 
 impl Bench {
@@ -32,6 +35,7 @@ impl Bench {
             Self::Queue(queue) => queue.run(house).await,
             Self::Fairness(fairness) => fairness.run(house).await,
             Self::Claim(claim) => claim.run(house).await,
+            Self::Mcp(mcp) => mcp.run(house).await,
         }
     }
 }

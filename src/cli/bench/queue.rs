@@ -36,7 +36,7 @@ pub struct Queue {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Places of our worker while it drains (queue.concurrency).
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1000)]
     concurrency: usize,
     /// Jobs enqueued one by one, by eight callers.
     #[arg(long, default_value_t = 4000)]

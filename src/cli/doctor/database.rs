@@ -61,6 +61,7 @@ async fn look_at(
         queue(conn, findings).await?;
         schedules(conn, findings).await?;
         spaces(conn, model, findings).await?;
+        super::servers::look(house, conn, findings).await?;
     }
     Ok(())
 }

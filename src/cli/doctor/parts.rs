@@ -11,7 +11,6 @@ use crate::scan::{Claims, Outcome, Scanner};
 use anyhow::{Context as _, ensure};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio::process::Command;
 use uuid::Uuid;
 
 const PROBE: &str = "gristmill doctor was here";
@@ -169,30 +168,6 @@ async fn embed_probe(settings: &Config) -> anyhow::Result<Space> {
     let length = vectors.first().map_or(0, Vec::len);
     ensure!(length == space.dimensions as usize, "a vector has {length} numbers, not {}", space.dimensions);
     Ok(space)
-}
-
-/// What MCP servers that run beside the worker are started with.
-pub async fn runtimes(findings: &mut Findings) {
-    let node = version("node", &["-e", "console.log(process.version, process.execPath)"]);
-    let python =
-        version("python3", &["-c", "import sys; print('v' + sys.version.split()[0], sys.executable)"]);
-    let (node, python) = tokio::join!(node, python);
-    for (part, found) in [("node", node), ("python", python)] {
-        match found {
-            Ok(says) => findings.ok(part, says),
-            Err(error) => findings.warning(part, error, "MCP servers written for it cannot be started here"),
-        }
-    }
-}
-
-async fn version(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(program);
-    command.args(arguments).kill_on_drop(true).stdin(std::process::Stdio::null());
-    let output = within(command.output()).await.map_err(|error| format!("{program}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{program} ended with {}", output.status));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Where the files of jobs at work lie.

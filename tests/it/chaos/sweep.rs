@@ -138,12 +138,15 @@ impl Scene {
             );
             if matches!(mode, Mode::Kill | Mode::KillAndRestart) {
                 tokio::select! {
-                    () = self.proxy.until_fired() => {
-                        worker.kill();
-                        worker = self.start(data_of(fault))?;
-                    }
+                    () = self.proxy.until_fired() => {}
                     // Fewer messages than that: it came to rest.
                     rested = self.world.within(PATIENCE, "it was ready", "SELECT bool_and(status = 'READY') FROM gristmill.attachments") => rested?,
+                }
+                // The answer to the last commit comes after what it committed can be seen.
+                let late = tokio::time::timeout(Duration::from_millis(300), self.proxy.until_fired());
+                if late.await.is_ok() {
+                    worker.kill();
+                    worker = self.start(data_of(fault))?;
                 }
             }
         }

@@ -34,6 +34,8 @@ async fn a_kind_nobody_knows_and_a_payload_that_does_not_fit_are_refused_where_t
     assert!(lacking.contains("$ lacks attachment"), "{lacking}");
     let wrong = refusal(&world, "scan", json!({ "attachment": "seven" })).await?;
     assert!(wrong.contains("$.attachment is no uuid"), "{wrong}");
+    let large = refusal(&world, "act", json!({ "name": "n".repeat(70_000) })).await?;
+    assert!(large.contains("65536 fit"), "{large}");
     assert_eq!(world.count("SELECT count(*) FROM gristmill.jobs").await?, 0);
     Ok(())
 }
@@ -206,6 +208,10 @@ async fn a_row_that_somebody_holds_keeps_nobody_elses_end_from_being_written(
     let mut holder = world.admin.begin().await?;
     sqlx::query("SELECT gristmill.cancel($1)").bind(ids[0].0).execute(&mut *holder).await?;
     let ends: Vec<_> = claimed.iter().map(|job| (job.lease, Outcome::Done)).collect();
+    // The quick way gives up soon, and leaves all to the careful one.
+    let quick = desk::finish(&world.ctx.db, claimed.iter().map(|job| job.lease));
+    assert!(!tokio::time::timeout(Duration::from_secs(20), quick).await??);
+    assert_eq!(world.job(ids[1]).await?.0, "RUNNING");
     let written = desk::acknowledge(&world.ctx.db, &ends, super::BACKOFF);
     let written = tokio::time::timeout(Duration::from_secs(20), written).await??;
     assert_eq!((written.held, written.busy.as_slice()), (1, [ids[0].0].as_slice()));

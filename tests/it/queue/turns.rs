@@ -162,7 +162,7 @@ async fn pages(world: &World) -> anyhow::Result<i64> {
 const NEXT_OF_A_WORKSPACE: &str = "EXPLAIN (FORMAT TEXT)
     SELECT j.id FROM gristmill.jobs j
     WHERE j.state = 'WAITING' AND j.lane = 1 AND j.workspace_id = '00000000-0000-7000-8000-000000000007' AND j.kind = 'act'
-    ORDER BY j.turn LIMIT 4 FOR UPDATE SKIP LOCKED";
+    ORDER BY gristmill.turn(j.run_at, j.priority) LIMIT 4 FOR UPDATE SKIP LOCKED";
 
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
 async fn a_claim_touches_no_more_pages_when_a_million_jobs_of_a_thousand_workspaces_wait(
@@ -227,6 +227,8 @@ async fn turns_left_with_one_that_has_no_jobs_end_the_round_all_the_same(db: PgP
 async fn one_that_was_alone_is_not_owed_all_the_places_when_another_comes(db: PgPool) -> anyhow::Result<()> {
     let world = world(db).await?;
     let alone = world.crowd("alone", 600).await?;
+    // Soon worked off: from then on one has all the places, by ever larger rounds.
+    world.crowd("few", 3).await?;
     let (ask, mut place) = (ask(&["act"], 1000), Place::default());
     desk::claim(&world.ctx.db, &ask, 100, &mut place).await?;
     let late = world.crowd("late", 1).await?;

@@ -1,6 +1,7 @@
 //! One tenant cannot see, name or change another's rows; the worker's role cannot lift that.
 
 use sqlx::AssertSqlSafe;
+use sqlx::Connection;
 use sqlx::PgPool;
 
 use super::ACME;
@@ -233,19 +234,42 @@ async fn every_foreign_key_is_found_by_an_index(db: PgPool) -> anyhow::Result<()
     Ok(())
 }
 
-/// Temporary tables come first where a path does not name them: under a function with its owner's
-/// rights, whoever may make one could put a table of their own, with triggers, in place of ours.
+/// Temporary objects come first where a path does not name them: under a function with its owner's
+/// rights, whoever may make one could put a table, or a type, of their own in place of ours.
 #[sqlx::test(migrator = "gristmill::MIGRATOR")]
-async fn functions_with_their_owners_rights_look_through_temporary_tables_last(
+async fn functions_with_a_path_of_their_own_look_through_temporary_objects_last(
     db: PgPool,
 ) -> anyhow::Result<()> {
     let open = names(
         &db,
         "SELECT oid::regprocedure::text FROM pg_proc
-         WHERE pronamespace = 'gristmill'::regnamespace AND prosecdef
+         WHERE pronamespace = 'gristmill'::regnamespace
+           AND (prosecdef OR EXISTS (SELECT FROM unnest(proconfig) c WHERE c LIKE 'search_path=%'))
            AND NOT EXISTS (SELECT FROM unnest(proconfig) c WHERE c LIKE 'search_path=%, pg_temp')",
     )
     .await?;
-    assert!(open.is_empty(), "open to temporary tables: {open:?}");
+    assert!(open.is_empty(), "open to temporary objects: {open:?}");
+    Ok(())
+}
+
+/// Whoever may queue jobs may not run code as the schema's owner.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_type_of_the_callers_own_runs_nothing_in_functions_with_their_owners_rights(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    gristmill::runtime::every_kind().publish(&db).await?;
+    let mut conn = db.acquire().await?;
+    let mut conn = conn.begin().await?;
+    for statement in [
+        "INSERT INTO gristmill.workspaces (name) VALUES ('w')",
+        "SELECT set_config('gristmill.workspace', (SELECT id::text FROM gristmill.workspaces WHERE name = 'w'), true)",
+        "SET LOCAL ROLE gristmill_worker",
+        "CREATE FUNCTION pg_temp.evil(t pg_catalog.text) RETURNS boolean LANGUAGE plpgsql
+             AS $$ BEGIN RAISE EXCEPTION 'runs as %', current_user; END $$",
+        "CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (pg_temp.evil(VALUE))",
+        "SELECT gristmill.enqueue('forget', jsonb_build_object('attachment', gen_random_uuid()))",
+    ] {
+        sqlx::query(statement).execute(&mut *conn).await?;
+    }
     Ok(())
 }

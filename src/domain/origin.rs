@@ -1,0 +1,69 @@
+//! The place a credential was saved for, in words that compare.
+
+use sha2::{Digest, Sha256};
+use url::Url;
+
+/// Scheme, host and port of a URL; for a database also its name, which is as much another place.
+/// None: it leads nowhere that a credential could be sent to.
+pub fn origin_of(url: &str) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    let host = url.host_str().filter(|host| !host.is_empty())?;
+    match url.scheme() {
+        "http" | "https" => Some(url.origin().ascii_serialization()),
+        scheme => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            Some(format!("{scheme}://{}{port}{}", host.to_lowercase(), url.path()))
+        }
+    }
+}
+
+/// The place of a server that runs here: its name, and a digest of the command line it is given,
+/// since another program under the same name is another place.
+pub fn origin_of_program(name: &str, command: &str, arguments: &[String]) -> String {
+    let mut digest = Sha256::new();
+    for part in std::iter::once(command).chain(arguments.iter().map(String::as_str)) {
+        digest.update(part);
+        digest.update([0]);
+    }
+    format!("stdio:{name}#{}", hex::encode(&digest.finalize()[..8]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port_however_the_url_is_written() {
+        let same = [
+            "https://API.example.org/mcp",
+            "https://api.example.org:443/other?x=1",
+            "https://api.example.org",
+        ];
+        assert!(same.iter().all(|url| origin_of(url).as_deref() == Some("https://api.example.org")));
+        let others = [
+            "http://api.example.org/mcp",
+            "https://api.example.org:8443/mcp",
+            "https://api.example.org.evil.test/",
+            "https://evil.test/api.example.org",
+            "postgres://api.example.org/a",
+            "postgres://api.example.org/b",
+        ];
+        let all: std::collections::HashSet<_> = others.iter().map(|url| origin_of(url)).collect();
+        assert!(all.len() == others.len() && !all.contains(&origin_of(same[0])) && !all.contains(&None));
+        assert_eq!(origin_of("nonsense"), None);
+        assert_eq!(origin_of("file:///etc/passwd"), None);
+    }
+
+    #[test]
+    fn another_command_line_is_another_place() {
+        let one = |arguments: &[&str]| {
+            origin_of_program(
+                "git",
+                "/usr/bin/x",
+                &arguments.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            )
+        };
+        assert_ne!(one(&["ab", "c"]), one(&["a", "bc"]));
+        assert_eq!(one(&["a"]), one(&["a"]));
+    }
+}
