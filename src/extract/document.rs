@@ -158,6 +158,9 @@ fn by_message(message: String) -> Refusal {
         Refusal::Encrypted
     } else if lower.starts_with("unsupported format") {
         Refusal::Unsupported { what: message.chars().skip("unsupported format: ".len()).collect() }
+    } else if lower.contains("out of memory") {
+        // The words of std::io for an allocation that was refused, not aborted on.
+        Refusal::TakesTooMuchMemory
     } else {
         Refusal::Malformed { detail: message }
     }
@@ -282,5 +285,7 @@ mod tests {
     fn an_error_about_a_password_is_an_encrypted_file() {
         assert_eq!(by_message("Workbook is password protected".to_owned()), Refusal::Encrypted);
         assert!(matches!(by_message("bad zip".to_owned()), Refusal::Malformed { .. }));
+        let starved = by_message("IO error: out of memory".to_owned());
+        assert_eq!(starved, Refusal::TakesTooMuchMemory);
     }
 }

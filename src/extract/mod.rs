@@ -264,6 +264,7 @@ fn refused(refusal: Refusal) -> ExtractError {
         Refusal::Malformed { detail } => ExtractError::Malformed { detail },
         Refusal::NothingRead { detail } => ExtractError::NothingRead { detail },
         Refusal::Inflates => ExtractError::LimitHit { limit: Limit::Inflation },
+        Refusal::TakesTooMuchMemory => ExtractError::LimitHit { limit: Limit::Memory },
         Refusal::Io { detail } => ExtractError::NotBegun { detail },
     }
 }

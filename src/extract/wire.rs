@@ -65,6 +65,8 @@ pub(super) enum Refusal {
     },
     /// An archive that unpacks to more than is allowed.
     Inflates,
+    /// Its reading asked for more memory than a child may have, in a place that could say so.
+    TakesTooMuchMemory,
     /// The machine's fault, not the file's.
     Io {
         detail: String,
