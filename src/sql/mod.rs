@@ -28,7 +28,7 @@ use crate::domain::{Saved, ToolOutput, WorkspaceId};
 use crate::guard::Guard;
 use relay::{Limits, Relay};
 use rows::{Caps, Table};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -153,34 +153,14 @@ impl Sql {
         Ok((Relay::open(addresses, server.port, limits)?, tls))
     }
 
-    /// What a model is shown of the tool's arguments.
+    /// What a model is shown of the tool's arguments: with `sql` it asks, without it lists.
     pub fn input_schema() -> Value {
-        let operation =
-            "`schema` lists tables, columns, keys and comments; `query` runs one SELECT statement.";
+        let described = "One SELECT statement. Left out, tables are listed with columns, keys and comments.";
         json!({
             "type": "object",
-            "properties": {
-                "operation": { "type": "string", "enum": ["schema", "query"], "description": operation },
-                "sql": { "type": "string", "description": "One SELECT statement, for `query`." },
-            },
-            "required": ["operation"],
+            "properties": { "sql": { "type": "string", "description": described } },
             "additionalProperties": false,
         })
-    }
-
-    /// Runs the operation that a model's arguments name.
-    pub async fn call(
-        &self,
-        database: &Database<'_>,
-        arguments: &Map<String, Value>,
-    ) -> Result<ToolOutput, SqlError> {
-        let (operation, statement) =
-            (arguments.get("operation"), arguments.get("sql").and_then(Value::as_str));
-        match (operation.and_then(Value::as_str), statement) {
-            (Some("schema"), _) => self.schema(database).await,
-            (Some("query") | None, Some(statement)) => self.query(database, statement).await,
-            _ => Ok(ToolOutput::error("Give `operation`: \"schema\", or \"query\" with `sql`.")),
-        }
     }
 }
 

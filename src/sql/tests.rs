@@ -405,24 +405,6 @@ fn a_password_leaves_a_private_network_only_over_tls() {
     assert_eq!(usual(&["10.0.0.1:5432", "8.8.8.8:5432"]), Tls::Require);
 }
 
-#[sqlx::test(migrations = false)]
-async fn a_model_s_arguments_name_the_operation(db: PgPool) {
-    Shop::run(db, async |shop| {
-        let sql = shop.sql();
-        let call = async |arguments: Value| {
-            sql.call(&shop.database(), arguments.as_object().unwrap()).await.unwrap()
-        };
-        assert_eq!(rows(&call(json!({ "operation": "query", "sql": "SELECT 1 AS n" })).await), json!([[1]]));
-        assert!(rows(&call(json!({ "operation": "schema" })).await).to_string().contains("notes"));
-        for wrong in
-            [json!({}), json!({ "operation": "query" }), json!({ "operation": "write", "sql": "SELECT 1" })]
-        {
-            assert!(call(wrong.clone()).await.is_error, "{wrong}");
-        }
-    })
-    .await;
-}
-
 /// What one reads as a literal, the other must not read as the end of one.
 #[sqlx::test(migrations = false)]
 async fn postgres_reads_what_is_sent_as_the_judge_read_it(db: PgPool) {
