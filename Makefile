@@ -31,6 +31,7 @@ deps-tools: ## bring real MCP servers and the conformance suites for the tests (
 	@PYTHON='$(PYTHON)' .make/deps-tools.sh
 
 demo: deps need-cargo ## documents from a bucket to a cited answer (DOCS=folder for yours)
+	@PYTHON='$(PYTHON)' .make/deps-tools.sh --demo
 	@$(CARGO) build
 	@$(CARGO) run -q -- demo $(if $(DOCS),"$(DOCS)")
 

@@ -1,13 +1,16 @@
 //! `gristmill demo`: the main job end to end, on real documents and real parts.
 //!
 //! Documents are uploaded to a bucket, fetched, scanned, extracted, chunked and embedded by a
-//! worker in this process; then three questions are answered with citations.
+//! worker in this process; then three questions are answered with citations, and an agent calls
+//! a tool of a real MCP server and the knowledge base.
+
+mod agent;
 
 use crate::cli::house::House;
 use crate::cli::search::{Ask, answer, print_passages};
 use crate::cli::{ingest, watch};
 use crate::context::Context;
-use crate::domain::WorkspaceId;
+use crate::domain::{ToolId, WorkspaceId};
 use crate::runtime::{Worker, every_kind};
 use crate::store::reports::Standing;
 use crate::store::tenants;
@@ -18,6 +21,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 const QUESTIONS: &str = "questions.txt";
+/// The knowledge base that the documents belong to.
+const KNOWLEDGE_BASE: &str = "handbook";
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
@@ -31,14 +36,14 @@ impl Demo {
     pub async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
         let began = Instant::now();
         let ctx = house.context().await?;
-        let workspace = fresh_workspace(house).await?;
+        let (workspace, knowledge_base) = fresh_workspace(house).await?;
         let mut files = ingest::files_below(std::slice::from_ref(&self.documents))?;
         files.retain(|file| file.file_name().is_none_or(|name| name != QUESTIONS));
         anyhow::ensure!(!files.is_empty(), "{} holds no documents", self.documents.display());
         println!("Ingesting {} documents from {}", files.len(), self.documents.display());
 
         let worker = Worker::start(&ctx, every_kind)?;
-        let into = ingest::Into { workspace, knowledge_base: None };
+        let into = ingest::Into { workspace, knowledge_base: Some(knowledge_base) };
         let mut ids = Vec::new();
         for file in &files {
             ids.push(ingest::file(&ctx, into, file).await?);
@@ -50,10 +55,15 @@ impl Demo {
         let chunks: i32 = ended.iter().map(|s| s.done).sum();
         println!("{} files, {chunks} chunks, {:.1} s\n", ended.len(), began.elapsed().as_secs_f64());
 
-        for question in questions(&self.documents, &ended)? {
+        let questions = questions(&self.documents, &ended)?;
+        for question in &questions {
             println!("? {question}");
-            print_passages(&answer(&ctx, workspace, &question, &Ask::hybrid(3)).await?);
+            print_passages(&answer(&ctx, workspace, question, &Ask::hybrid(3)).await?);
             println!();
+        }
+        if let Some(question) = questions.first() {
+            let scene = agent::Scene { workspace, knowledge_base: KNOWLEDGE_BASE, question };
+            agent::play(house, &ctx, &scene).await?;
         }
         forget_runs_before(&ctx, house, workspace).await?;
         println!(
@@ -65,12 +75,15 @@ impl Demo {
 }
 
 /// Each run has a workspace of its own, so that it does all the work again.
-async fn fresh_workspace(house: &House) -> anyhow::Result<WorkspaceId> {
+async fn fresh_workspace(house: &House) -> anyhow::Result<(WorkspaceId, ToolId)> {
     let db = house.owner().await?;
     let name = format!("demo-{}", uuid::Uuid::now_v7());
-    let workspace = tenants::ensure_workspace(&mut *db.acquire().await?, &name).await?;
+    let mut conn = db.acquire().await?;
+    let workspace = tenants::ensure_workspace(&mut conn, &name).await?;
+    let knowledge_base = tenants::ensure_knowledge_base(&mut conn, workspace, KNOWLEDGE_BASE).await?;
+    drop(conn);
     db.close().await;
-    Ok(workspace)
+    Ok((workspace, knowledge_base))
 }
 
 /// Removes what earlier runs left, rows and objects.

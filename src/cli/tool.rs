@@ -3,6 +3,8 @@
 mod call;
 mod log;
 
+pub use call::safe;
+
 use crate::cli::house::House;
 use crate::cli::operate::Tenant;
 use crate::cli::table::table;

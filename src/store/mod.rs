@@ -8,6 +8,7 @@ pub mod attachments;
 pub mod bench;
 pub mod budgets;
 pub mod bytes;
+pub mod chats;
 pub mod chunks;
 pub mod doctor;
 pub mod events;

@@ -3,6 +3,7 @@
 //! As the owner, who sees every tenant: commands name the workspace, or the call.
 
 use crate::domain::{ToolCallId, WorkspaceId};
+use crate::store::chats;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
@@ -119,44 +120,11 @@ pub async fn call_by_hand(
     workspace: WorkspaceId,
     (tool, arguments): (&str, &Value),
 ) -> sqlx::Result<ToolCallId> {
-    let agent = sqlx::query_scalar!(
-        "INSERT INTO gristmill.agents (workspace_id, external_id, name)
-         VALUES ($1, 'gristmill:command-line', 'The command line')
-         ON CONFLICT (workspace_id, external_id) DO UPDATE SET name = agents.name RETURNING id",
-        workspace.0
-    )
-    .fetch_one(&mut *conn)
-    .await?;
-    sqlx::query!(
-        "INSERT INTO gristmill.agent_tools (workspace_id, agent_id, tool_id)
-         SELECT workspace_id, $2, id FROM gristmill.tools WHERE workspace_id = $1 AND (name = $3 OR id::text = lower($3))
-         ON CONFLICT (agent_id, tool_id) DO NOTHING",
-        workspace.0,
-        agent,
-        tool
-    )
-    .execute(&mut *conn)
-    .await?;
-    let message = sqlx::query_scalar!(
-        "WITH talk AS (
-             INSERT INTO gristmill.conversations (workspace_id, title, agent_id)
-             VALUES ($1, 'gristmill tool call', $2) RETURNING id)
-         INSERT INTO gristmill.messages (workspace_id, conversation_id, role, content_text)
-         SELECT $1, id, 'assistant', 'by hand' FROM talk RETURNING id",
-        workspace.0,
-        agent
-    )
-    .fetch_one(&mut *conn)
-    .await?;
-    let call = sqlx::query_scalar!(
-        r#"SELECT call_id AS "id!" FROM gristmill.call_tool($1, 'by-hand', $2, $3)"#,
-        message,
-        tool,
-        arguments
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(ToolCallId(call))
+    let agent = chats::ensure_agent(conn, workspace, ("gristmill:command-line", "The command line")).await?;
+    chats::give_tool(conn, agent, tool).await?;
+    let conversation = chats::begin(conn, agent, "gristmill tool call").await?;
+    let message = chats::say(conn, conversation, "assistant", "by hand").await?;
+    chats::call(conn, message, "by-hand", (tool, arguments)).await
 }
 
 /// A call as a person sees it.

@@ -1,5 +1,6 @@
 //! Definitions of tools: pinned, reviewed, and gone when their server changes them.
 
+mod calls;
 mod commands;
 
 use crate::credentials::{parked_call, state_of, with_keys};

@@ -165,5 +165,6 @@ async fn sqlite_reads_what_is_sent_as_the_judge_read_it() {
             agreed += 1;
         }
     }
-    assert!(agreed > 100, "{agreed} of {}", found.len());
+    eprintln!("{agreed} of {} literals were read alike, the others by none", found.len());
+    assert!(agreed > 100);
 }

@@ -71,6 +71,7 @@ impl Maria {
                 format!("--socket={socket}"),
                 format!("--pid-file={}", at("pid")),
                 "--innodb-buffer-pool-size=16M".to_owned(),
+                "--skip-name-resolve".to_owned(),
             ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -147,7 +148,8 @@ async fn readings(maria: &Maria) {
             agreed += 1;
         }
     }
-    assert!(agreed > 100, "{agreed} of {}", found.len());
+    eprintln!("{agreed} of {} literals were read alike, the others by none", found.len());
+    assert!(agreed > 100);
 }
 
 async fn benign(maria: &Maria, sql: &Sql) {

@@ -1,7 +1,6 @@
 """An MCP server over stdio whose tools are what a file says: {"tools": [...], "fail": false}.
 
-It lists one tool a page, and tells when the file changes. A variable TOKEN of its environment is
-shown by the tool `who`.
+It lists one tool a page, and tells when the file changes. Calls are noted in a file beside it.
 """
 import json
 import os
@@ -45,6 +44,8 @@ def answer(method, params):
         more = {"nextCursor": str(at + 1)} if at + 1 < len(tools) else {}
         return {"tools": tools[at : at + 1], **more}
     if method == "tools/call":
+        with open(STATE.rsplit(".", 1)[0] + ".calls", "a", encoding="utf-8") as book:
+            book.write(params["name"] + "\n")
         return {"content": [{"type": "text", "text": os.environ.get("TOKEN", "nobody")}]}
     return {}
 
