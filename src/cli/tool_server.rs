@@ -134,7 +134,9 @@ impl Sync {
         }
         tx.commit().await?;
         if self.no_wait {
-            queued.iter().for_each(|job| println!("{job}"));
+            for job in queued {
+                println!("{job}");
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let worker = Worker::start(&ctx, || Registry::default().with::<ToolSync>())?;

@@ -44,7 +44,7 @@ async fn a_login_goes_by_discovery_registration_and_pkce_and_another_process_can
     let pending = Pending::from_json(login.pending.to_json().as_bytes()).unwrap();
     assert!(!format!("{pending:?}").contains(login.pending.state()));
     let (credential, granted) = oauth().finish(&pending, &back).await.unwrap();
-    assert_eq!(granted.lifetime(), Duration::from_secs(3600));
+    assert_eq!(granted.lifetime(), Duration::from_hours(1));
     let Credential::Oauth { access_token, refresh_token, token_url, resource, .. } = &credential else {
         panic!("another kind")
     };
@@ -250,7 +250,7 @@ async fn a_refused_token_is_renewed_once_and_a_login_that_ended_parks_without_as
     for _ in 0..3 {
         match prove(&world.ctx, &refused).await {
             Err(JobError::Park { why: Parked::NeedsAuth, reason }) => {
-                assert!(reason.contains("sign in anew"), "{reason}")
+                assert!(reason.contains("sign in anew"), "{reason}");
             }
             other => panic!("{other:?}"),
         }

@@ -43,9 +43,10 @@ impl Wallet {
     /// The headers that show what was granted, and what a session belongs to.
     pub fn shown(&self) -> anyhow::Result<(HeaderMap, Option<(Uuid, i32)>)> {
         let mut headers = HeaderMap::new();
-        let token = match &self.credential {
-            Some(Credential::Oauth { access_token: token, .. } | Credential::Bearer { token }) => token,
-            _ => return Ok((headers, None)),
+        let Some(Credential::Oauth { access_token: token, .. } | Credential::Bearer { token }) =
+            &self.credential
+        else {
+            return Ok((headers, None));
         };
         let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))?;
         value.set_sensitive(true);
