@@ -77,6 +77,15 @@ pub async fn prove(ctx: &Context, need: &Need<'_>) -> Result<Option<Proof>, JobE
     Err(JobError::transient(anyhow::anyhow!("the token was not renewed in time")))
 }
 
+/// The server refuses what was renewed for it just now: that version serves no more, until somebody
+/// saves another. Else the next call would renew it again, and the next.
+pub async fn give_up(ctx: &Context, workspace: WorkspaceId, credential: (Uuid, i32)) -> sqlx::Result<()> {
+    let mut tx = crate::store::tenant(&ctx.db, workspace).await?;
+    tool_credentials::release(&mut tx, credential, Some("the server refuses a fresh token: sign in anew"))
+        .await?;
+    tx.commit().await
+}
+
 async fn find(ctx: &Context, need: &Need<'_>) -> Result<Option<Held>, JobError> {
     let of = Holder { workspace: need.workspace, user: need.user, subject: need.subject };
     let mut tx = crate::store::tenant(&ctx.db, need.workspace).await?;
@@ -115,7 +124,7 @@ async fn renew(ctx: &Context, held: &Held, old: &Credential) -> Result<bool, Job
         Ok(granted) => granted,
         Err(error) => {
             let failure = error.needs_auth().then(|| format!("the login has ended ({error}): sign in anew"));
-            tool_credentials::release(&mut tx, held, failure.as_deref()).await?;
+            tool_credentials::release(&mut tx, (held.id, held.version), failure.as_deref()).await?;
             tx.commit().await?;
             return Err(failure.map_or_else(|| refused(error), needs_auth));
         }

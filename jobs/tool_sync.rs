@@ -102,6 +102,7 @@ async fn sync(ctx: &Context, turn: &Turn, connection: Uuid) -> Result<Done, JobE
 
 /// Lists, and once more with a renewed token where the server refuses the one it was shown.
 async fn list(ctx: &Context, turn: &Turn, mut wanted: Wanted) -> Result<(Connected, Listing), JobError> {
+    let mut renewed = false;
     loop {
         let connected = connect(ctx, &wanted).await?;
         let listed = tokio::select! {
@@ -111,8 +112,10 @@ async fn list(ctx: &Context, turn: &Turn, mut wanted: Wanted) -> Result<(Connect
         match listed {
             Ok(listing) => return Ok((connected, listing)),
             Err(McpError::NeedsAuth { status: 401, .. })
-                if connected.version().is_some() && wanted.refused != connected.version() =>
+                if connected.version().is_some() && !renewed =>
             {
+                // Once: each renewal is a new version, which would be refused in its turn.
+                renewed = true;
                 wanted.refused = connected.version();
             }
             Err(error @ McpError::NeedsAuth { .. }) => {

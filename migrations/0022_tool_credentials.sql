@@ -5,6 +5,8 @@
 ALTER TABLE gristmill.tool_credentials ADD COLUMN renewing_until timestamptz;
 -- Why this version no longer serves (the provider took it back); a new one clears it.
 ALTER TABLE gristmill.tool_credentials ADD COLUMN failure text CHECK (failure <> '');
+-- When the worker itself renewed it; NULL: a person saved it.
+ALTER TABLE gristmill.tool_credentials ADD COLUMN renewed_at timestamptz;
 
 -- Wakes the calls that are parked in `waits` for one of these tools; of one person, or of all where
 -- it is null. A call's job carries the call's id as its key. What is woken looks again, and parks
@@ -26,10 +28,15 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp A
     SELECT count(*) FILTER (WHERE unpark(id)) FROM waiting
 $$;
 
--- A credential came, or a new version of one: whoever writes it, and in the same transaction.
+-- A credential came, or a new version of one: whoever writes it, and in the same transaction. A
+-- renewal wakes nobody: who waits for a person waits on, and a server that refuses each renewed
+-- token would else start the same call again for ever.
 CREATE FUNCTION gristmill.credential_saved() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp AS $$
 BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.renewed_at IS NOT NULL AND NEW.renewed_at IS DISTINCT FROM OLD.renewed_at THEN
+        RETURN NULL;
+    END IF;
     PERFORM wake_calls(
         NEW.workspace_id,
         ARRAY(SELECT t.id FROM tools t WHERE t.workspace_id = NEW.workspace_id

@@ -137,6 +137,9 @@ $$;
 CREATE OR REPLACE FUNCTION gristmill.credential_saved() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp AS $$
 BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.renewed_at IS NOT NULL AND NEW.renewed_at IS DISTINCT FROM OLD.renewed_at THEN
+        RETURN NULL;
+    END IF;
     PERFORM wake_calls(
         NEW.workspace_id,
         ARRAY(SELECT t.id FROM tools t WHERE t.workspace_id = NEW.workspace_id

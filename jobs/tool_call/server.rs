@@ -9,6 +9,7 @@ use super::progress::Said;
 use crate::context::Context;
 use crate::domain::ToolOutput;
 use crate::job::{JobError, Turn};
+use crate::jobs::authenticate::give_up;
 use crate::jobs::connect::{Connected, Wanted, connect};
 use crate::mcp::{Answer, Call, Heard, McpError, Task};
 use crate::store::{jobs, mcp_servers, tool_attempts};
@@ -59,7 +60,14 @@ async fn ask(
         needs_auth: matches!(error, JobError::Park { .. }),
         ..Failure::before(&anyhow::anyhow!("{error}"), matches!(error, JobError::Transient(_)))
     })?;
-    send(ctx, turn, started, (&again, said)).await.map_err(failure)
+    let sent = send(ctx, turn, started, (&again, said)).await;
+    if let (Err(McpError::NeedsAuth { status: HTTP_UNAUTHORIZED, .. }), Some(credential)) =
+        (&sent, again.key.credential)
+    {
+        let given_up = give_up(ctx, turn.workspace(), credential).await;
+        given_up.map_err(|error| Failure::before(&error.into(), true))?;
+    }
+    sent.map_err(failure)
 }
 
 /// Sends the call, in a task of its own: whoever drops this one leaves that one to tell the server

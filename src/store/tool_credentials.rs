@@ -129,12 +129,13 @@ pub async fn load(conn: &mut PgConnection, of: &Holder, origin: &str) -> sqlx::R
 pub struct Terms<'a> {
     pub origin: &'a str,
     pub expires_at: Option<DateTime<Utc>>,
-    /// Only in place of this version: a renewal must not undo what somebody saved meanwhile.
+    /// A renewal, and only in place of this version: it must not undo what somebody saved meanwhile.
     pub replaces: Option<i32>,
 }
 
 /// Saves a new version, sealed by `seal` with the additional data it is given; answers the version,
-/// or None when the one to be replaced is no longer there. Wakes the calls that waited.
+/// or None when the one to be replaced is no longer there. Wakes the calls that waited, unless it
+/// is a renewal.
 pub async fn save<E: From<sqlx::Error>>(
     conn: &mut PgConnection,
     of: &Holder,
@@ -161,12 +162,13 @@ pub async fn save<E: From<sqlx::Error>>(
     // Two first saves at once: the second finds version 1 and changes nothing, which is an error.
     let done = sqlx::query!(
         "INSERT INTO gristmill.tool_credentials AS c (workspace_id, user_id, tool_id, connection_id, origin,
-             credential, iv, auth_tag, key_id, version, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, ''), $10, $11)
+             credential, iv, auth_tag, key_id, version, expires_at, renewed_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, ''), $10, $11, CASE WHEN $12 THEN clock_timestamp() END)
          ON CONFLICT (workspace_id, user_id, tool_id, connection_id) DO UPDATE SET
              origin = excluded.origin, credential = excluded.credential, iv = excluded.iv,
              auth_tag = excluded.auth_tag, key_id = excluded.key_id, version = excluded.version,
-             expires_at = excluded.expires_at, failure = NULL, renewing_until = NULL
+             expires_at = excluded.expires_at, renewed_at = excluded.renewed_at,
+             failure = NULL, renewing_until = NULL
          WHERE c.version = excluded.version - 1",
         of.workspace.0,
         of.user.map(|user| user.0),
@@ -178,7 +180,8 @@ pub async fn save<E: From<sqlx::Error>>(
         sealed.auth_tag,
         sealed.key_id,
         version,
-        terms.expires_at
+        terms.expires_at,
+        terms.replaces.is_some()
     )
     .execute(conn)
     .await?;
@@ -203,12 +206,16 @@ pub async fn claim(conn: &mut PgConnection, held: &Held, lease: Duration) -> sql
 }
 
 /// Gives the right to renew back. With a `failure` this version serves no more.
-pub async fn release(conn: &mut PgConnection, held: &Held, failure: Option<&str>) -> sqlx::Result<()> {
+pub async fn release(
+    conn: &mut PgConnection,
+    (id, version): (Uuid, i32),
+    failure: Option<&str>,
+) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE gristmill.tool_credentials SET renewing_until = NULL, failure = coalesce($3, failure)
          WHERE id = $1 AND version = $2",
-        held.id,
-        held.version,
+        id,
+        version,
         failure
     )
     .execute(conn)
