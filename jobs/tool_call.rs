@@ -1,9 +1,9 @@
 //! `tool_call`: runs one call that a model made, at most once where twice would be once too often.
 //!
 //! After `gristmill.call_tool` of the chat layer; what comes out is a result row, the `tool` message
-//! and events. The order of steps is the guarantee: [`ledger::take_up`] judges what a dead worker
-//! left, [`clear`] asks the rows whether the call may be made, [`ready`] opens what it is made with,
-//! [`ledger::start`] writes that it is about to be, and only then [`dispatch`] sends it; [`outcome`] writes what became of it. A job that
+//! and events. The order of steps is the guarantee: `ledger::take_up` judges what a dead worker
+//! left, `clear` asks the rows whether the call may be made, `ready` opens what it is made with,
+//! `ledger::start` writes that it is about to be, and only then `dispatch` sends it; `outcome` writes what became of it. A job that
 //! waits (for a person, a credential, money, its turn, its siblings) holds no place, and a result
 //! that is there before its elders waits as a row.
 //!

@@ -4,7 +4,7 @@
 //! its environment that everything below it inherits: what left the group is found by the mark.
 
 use super::error::Ending;
-use super::mark::Mark;
+use super::mark::{self, Mark};
 use super::wire::{Wire, head};
 use super::{McpError, Program};
 use crate::config::Mcp;
@@ -132,7 +132,7 @@ pub(super) async fn start(
     if !program.command.is_absolute() {
         return Err(McpError::Spawn(io::Error::new(io::ErrorKind::InvalidInput, "its path is not absolute")));
     }
-    let home = tempfile::Builder::new().prefix("gristmill-mcp-").tempdir().map_err(McpError::Spawn)?;
+    let home = mark::home().map_err(McpError::Spawn)?;
     let mark = Mark::new();
     let command = bare(program, limits, (home.path(), &mark));
     let mut child = nursery.spawn(command).await.map_err(McpError::Spawn)?;

@@ -4,12 +4,16 @@
 //! Accepted race: a descendant that cleared its environment and left the group is not found, and
 //! one that is forked between the last look at /proc and the end lives on until the next start.
 
+use tempfile::TempDir;
 use uuid::Uuid;
 
 /// Names who started a process: `namespace.pid.start time`.
 const OWNER: &str = "GRISTMILL_MCP_WORKER";
 /// Names the one server that a process belongs to.
 const SERVER: &str = "GRISTMILL_MCP_SERVER";
+
+/// Begins the names of the servers' homes.
+const HOME: &str = "gristmill-mcp-";
 
 /// The mark of one server.
 #[derive(Debug)]
@@ -61,18 +65,34 @@ fn processes() -> impl Iterator<Item = (i32, Vec<u8>)> {
     })
 }
 
-/// Ends what a worker that was killed left behind. It is found by its owner's mark.
+/// Ends what a worker that was killed left behind, and removes its servers' homes.
 pub(super) fn end_orphans() {
     let prefix = format!("{OWNER}=");
     kill_where(|environment| {
         let owner = environment.split(|b| *b == 0).find_map(|line| line.strip_prefix(prefix.as_bytes()));
-        let Some(owner) = owner.and_then(|owner| std::str::from_utf8(owner).ok()) else { return false };
-        let mut parts = owner.split('.');
-        // Of an owner in another container nothing can be told from here.
-        let here = parts.next() == namespace().as_deref();
-        let pid = parts.next().and_then(|pid| pid.parse().ok());
-        here && pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
+        owner.and_then(|owner| std::str::from_utf8(owner).ok()).is_some_and(is_dead)
     });
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(HOME)?.split('-').next());
+        if owner.is_some_and(is_dead) {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
+    }
+}
+
+/// Whether this owner is surely gone. Of one in another container nothing can be told from here.
+fn is_dead(owner: &str) -> bool {
+    let mut parts = owner.split('.');
+    let here = parts.next() == namespace().as_deref();
+    let pid = parts.next().and_then(|pid| pid.parse().ok());
+    here && pid.is_some_and(|pid| self::owner(pid).as_deref() != Some(owner))
+}
+
+/// A private folder for one server, named for its worker.
+pub(super) fn home() -> std::io::Result<TempDir> {
+    let owner = owner(std::process::id()).unwrap_or_default();
+    tempfile::Builder::new().prefix(&format!("{HOME}{owner}-")).tempdir()
 }
 
 /// A process by its id and the time it started at, which together never come again.

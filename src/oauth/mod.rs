@@ -3,7 +3,7 @@
 //!
 //! A server answers 401; [`Oauth::begin`] finds out from it (protected resource metadata, then its
 //! authorization server's) where the user is to be sent, [`Oauth::finish`] makes tokens of what the
-//! user came back with, [`Oauth::renew`] keeps them fresh, and [`Oauth::client_credentials`] asks
+//! user came back with, [`Oauth::renew`] keeps them fresh, and `Oauth::client_credentials` asks
 //! for one without a user. Discovery, registration, scopes and PKCE are rmcp's; every request goes
 //! through the guarded client. Who stores and seals the tokens is not decided here.
 //!

@@ -23,6 +23,8 @@ use std::time::Duration;
 const SERVER: &str = "time";
 /// As `tool_sync` names the server's tool.
 const CONVERT: &str = "time__convert_time";
+/// Lines of a message that are printed.
+const SHOWN: usize = 18;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Who asks for what.
@@ -122,6 +124,7 @@ async fn ask(
     let also = if has_server { " And when it is 22:30 in Berlin, what time is it in Tokyo?" } else { "" };
     chats::say(&mut tx, conversation, "user", &format!("{}{also}", scene.question)).await?;
     let message = chats::say(&mut tx, conversation, "assistant", "Let me look.").await?;
+    println!("An agent calls tools:");
     let mut calls = Vec::new();
     for (n, (tool, arguments)) in wanted.iter().enumerate() {
         anyhow::ensure!(chats::give_tool(&mut tx, agent, tool).await?, "there is no tool {tool}");
@@ -151,8 +154,12 @@ async fn print(owner: &PgPool, conversation: ConversationId) -> anyhow::Result<(
     for said in chats::said(owner, conversation).await? {
         let id = said.tool_call_id.map(|id| format!(" {id}")).unwrap_or_default();
         println!("{}{id}:", said.role);
-        for line in said.text.lines() {
+        for line in said.text.lines().take(SHOWN) {
             println!("    {}", crate::cli::tool::safe(line));
+        }
+        match said.text.lines().count().saturating_sub(SHOWN) {
+            0 => {}
+            more => println!("    … {more} lines more, which the model reads"),
         }
     }
     println!();

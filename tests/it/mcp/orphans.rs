@@ -53,4 +53,8 @@ async fn servers_of_a_killed_worker_die_with_it_and_what_they_started_at_the_nex
     drop(beside);
     let _next = clients(&settings());
     until("what it started is gone", || alive(&pids).is_empty()).await;
+    let homes = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+    let of_it = format!(".{}.", worker.id());
+    let left = homes.filter(|home| home.file_name().to_string_lossy().contains(&of_it)).count();
+    assert_eq!(left, 0, "its servers' homes are removed");
 }
