@@ -6,7 +6,7 @@
 use crate::catalogue::Entry;
 use crate::config::EnvValue;
 use crate::context::Context;
-use crate::domain::{Credential, UserId, WorkspaceId, origin_of, origin_of_program};
+use crate::domain::{Credential, UserId, WorkspaceId, origin_of};
 use crate::job::{JobError, Parked};
 use crate::jobs::authenticate::{Need, Proof, prove};
 use crate::mcp::{Endpoint, Program, Server, SessionKey, resolve};
@@ -18,8 +18,9 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::Map;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use url::Url;
 use uuid::Uuid;
 
@@ -76,22 +77,26 @@ pub async fn connect(ctx: &Context, wanted: &Wanted) -> Result<Connected, JobErr
     Ok(Connected { key, server, row })
 }
 
+/// The place that a credential for a connection's server is saved for.
+pub fn origin(row: &Connection) -> Result<String, JobError> {
+    match &row.url {
+        Some(url) => origin_of(url).ok_or_else(|| refused(anyhow!("the server leads nowhere"))),
+        None => entry(row)?.origin(given(row)).map_err(|error| refused(error.into())),
+    }
+}
+
 async fn proof(
     ctx: &Context,
     wanted: &Wanted,
     row: &Connection,
     url: Option<&Url>,
 ) -> Result<Option<Proof>, JobError> {
-    let origin = match (url, &row.command) {
-        (Some(url), _) => origin_of(url.as_str()),
-        (None, Some(command)) => Some(origin_of_program(&row.server, command, &row.arguments)),
-        (None, None) => None,
-    };
+    let origin = origin(row)?;
     let need = Need {
         workspace: wanted.workspace,
         user: wanted.user,
         subject: Subject::Connection(row.id),
-        origin: &origin.ok_or_else(|| refused(anyhow!("the server leads nowhere")))?,
+        origin: &origin,
         server: url,
         refused: wanted.refused,
     };
@@ -139,19 +144,25 @@ pub fn header(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
     }
 }
 
-fn program(ctx: &Context, row: &Connection, proof: Option<&Proof>) -> Result<Program, JobError> {
+fn entry(row: &Connection) -> Result<Entry, JobError> {
     let env: BTreeMap<String, EnvValue> = serde_json::from_value(row.env.clone())
         .map_err(|_| refused(anyhow!("the environment of {} is not texts and credentials", row.server)))?;
-    let entry = Entry {
+    Ok(Entry {
         name: row.server.clone(),
         command: row.command.clone().unwrap_or_default(),
         arguments: row.arguments.clone(),
         env,
         parameters: row.parameters.clone(),
-    };
-    let nothing = Map::new();
-    let given = row.given.as_object().unwrap_or(&nothing);
-    let filled = entry.fill(given, proof.map(secret).as_ref()).map_err(|error| match error {
+    })
+}
+
+fn given(row: &Connection) -> &Map<String, Value> {
+    static NOTHING: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+    row.given.as_object().unwrap_or(&NOTHING)
+}
+
+fn program(ctx: &Context, row: &Connection, proof: Option<&Proof>) -> Result<Program, JobError> {
+    let filled = entry(row)?.fill(given(row), proof.map(secret).as_ref()).map_err(|error| match error {
         crate::catalogue::CatalogueError::NoCredential { .. } => park(error.to_string()),
         other => refused(other.into()),
     })?;

@@ -111,9 +111,7 @@ async fn list(ctx: &Context, turn: &Turn, mut wanted: Wanted) -> Result<(Connect
         };
         match listed {
             Ok(listing) => return Ok((connected, listing)),
-            Err(McpError::NeedsAuth { status: 401, .. })
-                if connected.version().is_some() && !renewed =>
-            {
+            Err(McpError::NeedsAuth { status: 401, .. }) if connected.version().is_some() && !renewed => {
                 // Once: each renewal is a new version, which would be refused in its turn.
                 renewed = true;
                 wanted.refused = connected.version();

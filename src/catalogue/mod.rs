@@ -12,6 +12,7 @@ pub mod runtimes;
 mod values;
 
 use crate::config::{CatalogueServer, EnvValue, Transport};
+use crate::domain::origin_of_program;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -85,15 +86,7 @@ impl Entry {
         given: &Map<String, Value>,
         credential: Option<&SecretString>,
     ) -> Result<Filled, CatalogueError> {
-        self.check()?;
-        let values = values::accept(&self.parameters, given)?;
-        let arguments = self.arguments.iter().map(|argument| match place(argument) {
-            None => Ok(argument.clone()),
-            Some(name) => values.get(name).cloned().ok_or_else(|| CatalogueError::Value {
-                name: name.to_owned(),
-                why: "it is missing".to_owned(),
-            }),
-        });
+        let arguments = self.arguments(given)?;
         let env = self.env.iter().map(|(name, value)| {
             let value = match value {
                 EnvValue::Text(text) => SecretString::from(text.clone()),
@@ -103,11 +96,30 @@ impl Entry {
             };
             Ok((name.clone(), value))
         });
-        Ok(Filled {
-            command: self.command.clone(),
-            arguments: arguments.collect::<Result<_, _>>()?,
-            env: env.collect::<Result<_, _>>()?,
-        })
+        Ok(Filled { command: self.command.clone(), arguments, env: env.collect::<Result<_, _>>()? })
+    }
+
+    /// The place that a credential for it is saved for. A tenant's other value is another place.
+    pub fn origin(&self, given: &Map<String, Value>) -> Result<String, CatalogueError> {
+        let env = self.env.iter().map(|(name, value)| match value {
+            EnvValue::Text(text) => (name.as_str(), Some(text.as_str())),
+            EnvValue::Credential { .. } => (name.as_str(), None),
+        });
+        Ok(origin_of_program(&self.name, &self.command, &self.arguments(given)?, &env.collect()))
+    }
+
+    /// The arguments with a tenant's values in their places.
+    fn arguments(&self, given: &Map<String, Value>) -> Result<Vec<String>, CatalogueError> {
+        self.check()?;
+        let values = values::accept(&self.parameters, given)?;
+        let arguments = self.arguments.iter().map(|argument| match place(argument) {
+            None => Ok(argument.clone()),
+            Some(name) => values.get(name).cloned().ok_or_else(|| CatalogueError::Value {
+                name: name.to_owned(),
+                why: "it is missing".to_owned(),
+            }),
+        });
+        arguments.collect()
     }
 }
 

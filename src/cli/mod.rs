@@ -92,6 +92,7 @@ enum What {
 impl Command {
     /// Runs the command to its end.
     pub fn run(self) -> ExitCode {
+        crate::runtime::close_to_neighbours();
         match crate::runtime::block_on(self.dispatch()) {
             Ok(code) => code,
             Err(error) => {

@@ -6,9 +6,10 @@
 use crate::cli::house::House;
 use crate::cli::operate::Tenant;
 use crate::cli::table;
-use crate::domain::{Credential, Sealed, WorkspaceId};
+use crate::domain::{Credential, Sealed, WorkspaceId, origin_of};
 use crate::seal::{Keys, SealError};
-use crate::store::tool_credentials::{self, Holder, Terms};
+use crate::store::mcp_servers;
+use crate::store::tool_credentials::{self, Holder, Subject, Terms};
 use crate::store::tool_subjects::{self, Found};
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
@@ -101,11 +102,12 @@ impl Set {
         let db = crate::store::connect(&house.settings.database).await?;
         let mut tx = crate::store::tenant(&db, workspace).await?;
         let (holder, found) = self.whose.find(&mut tx, workspace).await?;
+        let origin = origin(&mut tx, workspace, &found).await?;
         let credential = self.credential(secret(&self.whose.subject)?)?;
-        let terms = Terms { origin: &found.origin, expires_at: None, replaces: None };
+        let terms = Terms { origin: &origin, expires_at: None, replaces: None };
         tool_credentials::save(&mut tx, &holder, &terms, |bond| sealed(&keys, &credential, bond)).await?;
         tx.commit().await?;
-        println!("saved for {}", found.origin);
+        println!("saved for {origin}");
         Ok(ExitCode::SUCCESS)
     }
 
@@ -134,6 +136,22 @@ impl Set {
 /// Seals a credential for its row; what failed is told without it.
 pub(super) fn sealed(keys: &Keys, credential: &Credential, bond: &[u8]) -> anyhow::Result<Sealed> {
     Ok(keys.seal(credential.to_json().as_bytes(), bond)?)
+}
+
+/// The place that it leads to now, which a credential for it is saved for.
+pub(super) async fn origin(
+    conn: &mut PgConnection,
+    workspace: WorkspaceId,
+    found: &Found,
+) -> anyhow::Result<String> {
+    match (&found.url, found.subject) {
+        (Some(url), _) => origin_of(url).context("it leads to no place that a credential could be sent to"),
+        (None, Subject::Connection(id)) => {
+            let row = mcp_servers::connection(conn, workspace, id).await?;
+            Ok(crate::jobs::connect::origin(&row.context("the connection has gone")?)?)
+        }
+        (None, Subject::Tool(_)) => anyhow::bail!("the tool leads nowhere"),
+    }
 }
 
 impl Whose {

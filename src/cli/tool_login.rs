@@ -3,7 +3,7 @@
 //! The browser comes back to a port of this machine; whoever runs the command elsewhere forwards it.
 
 use crate::cli::house::House;
-use crate::cli::tool_credential::{Whose, sealed, secret};
+use crate::cli::tool_credential::{Whose, origin, sealed, secret};
 use crate::guard::Guard;
 use crate::oauth::{Client, Oauth, Wish};
 use crate::seal::{Keys, SealError};
@@ -51,6 +51,7 @@ impl Login {
         let db = crate::store::connect(&house.settings.database).await?;
         let mut tx = crate::store::tenant(&db, workspace).await?;
         let (holder, found) = self.whose.find(&mut tx, workspace).await?;
+        let origin = origin(&mut tx, workspace, &found).await?;
         tx.commit().await?;
         let server = found.url.context("the server runs beside the worker: it has no login")?;
         let server = Url::parse(&server)?;
@@ -69,13 +70,13 @@ impl Login {
         let (credential, granted) = oauth.finish(&login.pending, &back).await?;
 
         let expires_at = granted.expires_in.and_then(|d| TimeDelta::from_std(d).ok()).map(|d| Utc::now() + d);
-        let terms = Terms { origin: &found.origin, expires_at, replaces: None };
+        let terms = Terms { origin: &origin, expires_at, replaces: None };
         let mut tx = crate::store::tenant(&db, workspace).await?;
         tool_credentials::save(&mut tx, &holder, &terms, |bond| sealed(&keys, &credential, bond)).await?;
         tx.commit().await?;
         let lasts =
             if granted.refresh_token.is_some() { "renewed by itself" } else { "to be renewed by you" };
-        eprintln!("saved for {}, {lasts}", found.origin);
+        eprintln!("saved for {origin}, {lasts}");
         Ok(ExitCode::SUCCESS)
     }
 

@@ -1,6 +1,7 @@
 //! The place a credential was saved for, in words that compare.
 
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use url::Url;
 
 /// Scheme, host and port of a URL; for a database also its name, which is as much another place.
@@ -17,15 +18,18 @@ pub fn origin_of(url: &str) -> Option<String> {
     }
 }
 
-/// The place of a server that runs here: its name, and a digest of the command line it is given,
-/// since another program under the same name is another place.
-pub fn origin_of_program(name: &str, command: &str, arguments: &[String]) -> String {
-    let mut digest = Sha256::new();
-    for part in std::iter::once(command).chain(arguments.iter().map(String::as_str)) {
-        digest.update(part);
-        digest.update([0]);
-    }
-    format!("stdio:{name}#{}", hex::encode(&digest.finalize()[..8]))
+/// The place of a server that runs here: its name, and a digest of the command line and of the
+/// variables it is given, since under the same name another program, or the same one told to
+/// go elsewhere, is another place. A variable without a value is where the credential stands.
+pub fn origin_of_program(
+    name: &str,
+    command: &str,
+    arguments: &[String],
+    env: &BTreeMap<&str, Option<&str>>,
+) -> String {
+    // JSON has one reading: no two lists of words look alike in it.
+    let told = serde_json::json!([command, arguments, env]).to_string();
+    format!("stdio:{name}#{}", hex::encode(&Sha256::digest(told)[..8]))
 }
 
 #[cfg(test)]
@@ -55,15 +59,14 @@ mod tests {
     }
 
     #[test]
-    fn another_command_line_is_another_place() {
-        let one = |arguments: &[&str]| {
-            origin_of_program(
-                "git",
-                "/usr/bin/x",
-                &arguments.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            )
+    fn another_command_line_or_variable_is_another_place() {
+        let one = |arguments: &[&str], env: &[(&'static str, Option<&'static str>)]| {
+            let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
+            origin_of_program("git", "/usr/bin/x", &arguments, &env.iter().copied().collect())
         };
-        assert_ne!(one(&["ab", "c"]), one(&["a", "bc"]));
-        assert_eq!(one(&["a"]), one(&["a"]));
+        assert_ne!(one(&["ab", "c"], &[]), one(&["a", "bc"], &[]));
+        assert_eq!(one(&["a"], &[]), one(&["a"], &[]));
+        assert_ne!(one(&[], &[("HOST", Some("a"))]), one(&[], &[("HOST", Some("b"))]));
+        assert_ne!(one(&[], &[("HOST", None)]), one(&[], &[("HOST", Some(""))]));
     }
 }

@@ -152,17 +152,28 @@ impl Http {
             Ok(JsonRpcMessage::Error(error)) => Some(error),
             Ok(_) | Err(_) => None,
         };
+        let gone = in_session && status == StatusCode::NOT_FOUND;
         let JsonRpcMessage::Request(request) = message else {
-            return Err(StreamableHttpError::Client(fault));
+            let expired = StreamableHttpError::SessionExpired;
+            return Err(if gone { expired } else { StreamableHttpError::Client(fault) });
         };
-        // Many servers answer 400 where the protocol wants 404.
-        let says_session = |error: &ErrorData| error.message.to_ascii_lowercase().contains("session");
-        if in_session
-            && status == StatusCode::BAD_REQUEST
-            && error.as_ref().is_some_and(|e| says_session(&e.error))
-        {
+        // rmcp posts it again in a new session: so never what was answered under its own id. Many
+        // servers answer 400 where the protocol wants 404; there only what names no request counts.
+        let expired = match &error {
+            None => gone,
+            Some(error) => {
+                let says_session = error.error.message.to_ascii_lowercase().contains("session");
+                let at_the_door = status == StatusCode::BAD_REQUEST && error.id.is_none() && says_session;
+                in_session && at_the_door || gone && error.id.as_ref() != Some(&request.id)
+            }
+        };
+        if expired {
             self.wire.came_back(&request.id);
             return Err(StreamableHttpError::SessionExpired);
+        }
+        // Whatever stands in front of a server writes such bodies too: nobody knows what was done.
+        if status.is_server_error() && !matches!(request.request, ClientRequest::DiscoverRequest(_)) {
+            return Err(StreamableHttpError::Client(fault));
         }
         // Who does not know `server/discover` says so in many ways, and often to nobody.
         let probe = matches!(request.request, ClientRequest::DiscoverRequest(_)) && status.is_client_error();
@@ -244,12 +255,6 @@ impl StreamableHttpClient for Http {
             request.header(header::ACCEPT, BOTH).header(header::CONTENT_TYPE, "application/json").body(body);
         let response = self.send(request, id.as_ref()).await.map_err(StreamableHttpError::Client)?;
         let status = response.status();
-        if status == StatusCode::NOT_FOUND && session_id.is_some() {
-            if let Some(id) = &id {
-                self.wire.came_back(id);
-            }
-            return Err(StreamableHttpError::SessionExpired);
-        }
         if !status.is_success() {
             return self.refused(response, &message, session_id.is_some()).await;
         }

@@ -13,9 +13,11 @@ mod hands;
 pub mod hosts;
 mod keeper;
 pub mod leader;
+mod neighbours;
 mod registry;
 mod stop;
 
+pub use neighbours::close_to_neighbours;
 pub use registry::{Registry, every_kind};
 pub use stop::{Stopped, block_on};
 

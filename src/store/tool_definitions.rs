@@ -101,7 +101,17 @@ pub async fn pin(
         .await?;
         exactly_one(&done)?;
     }
-    sqlx::query!("SELECT gristmill.apply_definition($1)", now.id).fetch_one(conn).await?;
+    sqlx::query!("SELECT gristmill.apply_definition($1)", now.id).fetch_one(&mut *conn).await?;
+    if now.review == "APPROVED" && (tool.vanished || tool.definition_id != Some(now.id)) {
+        // Back to what was approved: who waited for a person's word on the other one goes on.
+        sqlx::query!(
+            "SELECT gristmill.wake_calls($1, ARRAY[$2::uuid], 'NEEDS_APPROVAL')",
+            workspace.0,
+            tool.id
+        )
+        .fetch_one(conn)
+        .await?;
+    }
     let news = match tool.definition_id {
         Some(was) if was != now.id => News::Changed,
         Some(_) if !tool.vanished => News::None,

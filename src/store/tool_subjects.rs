@@ -1,16 +1,15 @@
-//! What a credential can be for, by the name a person knows it by, and where it would be sent now.
+//! What a credential can be for, by the name a person knows it by.
 
-use crate::domain::{ToolId, UserId, WorkspaceId, origin_of, origin_of_program};
+use crate::domain::{ToolId, UserId, WorkspaceId, origin_of};
 use crate::store::tool_credentials::Subject;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// A tool or a connection with the place it leads to now.
+/// A tool, or a connection to a server.
 #[derive(Debug, Clone)]
 pub struct Found {
     pub subject: Subject,
-    pub origin: String,
-    /// The server's address, where it is reached over HTTP.
+    /// The server's address, where it has one.
     pub url: Option<String>,
 }
 
@@ -22,7 +21,7 @@ pub async fn find(
     name: &str,
 ) -> sqlx::Result<Option<Found>> {
     let server = sqlx::query!(
-        "SELECT c.id, s.name, s.url, s.command, s.arguments FROM gristmill.mcp_server_connections c
+        "SELECT c.id, s.url FROM gristmill.mcp_server_connections c
          JOIN gristmill.mcp_servers s ON s.id = c.server_id
          WHERE c.workspace_id = $1 AND (s.name = $2 OR c.external_id = $2)",
         workspace.0,
@@ -31,13 +30,7 @@ pub async fn find(
     .fetch_optional(&mut *conn)
     .await?;
     if let Some(server) = server {
-        let origin = match (&server.url, &server.command) {
-            (Some(url), _) => origin_of(url),
-            (None, Some(command)) => Some(origin_of_program(&server.name, command, &server.arguments)),
-            (None, None) => None,
-        };
-        let subject = Subject::Connection(server.id);
-        return Ok(origin.map(|origin| Found { subject, origin, url: server.url }));
+        return Ok(Some(Found { subject: Subject::Connection(server.id), url: server.url }));
     }
     let tool = sqlx::query!(
         "SELECT id, endpoint FROM gristmill.tools
@@ -49,8 +42,8 @@ pub async fn find(
     .fetch_optional(conn)
     .await?;
     Ok(tool.and_then(|tool| {
-        let origin = origin_of(tool.endpoint.as_deref()?)?;
-        Some(Found { subject: Subject::Tool(ToolId(tool.id)), origin, url: tool.endpoint })
+        origin_of(tool.endpoint.as_deref()?)?;
+        Some(Found { subject: Subject::Tool(ToolId(tool.id)), url: tool.endpoint })
     }))
 }
 

@@ -180,7 +180,7 @@ async fn one_renews_at_a_time_and_a_renewal_does_not_undo_what_was_saved_meanwhi
     let terms = Terms { origin: HERE, expires_at: None, replaces: Some(mine.version) };
     let seal = |bond: &[u8]| anyhow::Ok(keys.seal(bearer("renewed").to_json().as_bytes(), bond)?);
     assert_eq!(credentials::save(&mut tx, &of, &terms, seal).await?, None);
-    credentials::release(&mut tx, &mine, Some("refused")).await?;
+    credentials::release(&mut tx, (mine.id, mine.version), Some("refused")).await?;
     let now = held(&mut tx, &of).await;
     assert_eq!((token_of(keys, &now)?.as_str(), now.failure.clone()), ("the user's", None));
     // A lease that lapsed is anybody's.
@@ -280,6 +280,18 @@ async fn a_saved_credential_wakes_the_calls_that_wait_for_it_and_no_others(db: P
     save(&mut tx, &world.ctx.keys, &of(None), SECRET).await?;
     tx.commit().await?;
     assert_eq!(states().await, "WAITING PARKED PARKED WAITING");
+    // What the worker renews by itself is nobody's word.
+    sqlx::query("UPDATE gristmill.jobs SET state = 'PARKED', reason = 'why'").execute(&world.admin).await?;
+    for (replaces, expected) in
+        [(Some(1), "PARKED PARKED PARKED PARKED"), (None, "WAITING PARKED PARKED PARKED")]
+    {
+        let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
+        let terms = Terms { origin: HERE, expires_at: None, replaces };
+        let seal = |bond: &[u8]| anyhow::Ok(world.ctx.keys.seal(bearer("new").to_json().as_bytes(), bond)?);
+        credentials::save(&mut tx, &of(Some(ada)), &terms, seal).await?;
+        tx.commit().await?;
+        assert_eq!(states().await, expected);
+    }
     Ok(())
 }
 

@@ -3,12 +3,14 @@
 pub mod server;
 
 use crate::credentials::{user, with_keys};
+use crate::tool_call::Chat;
 use crate::world::World;
 use gristmill::domain::{Credential, UserId, origin_of};
 use gristmill::guard::Guard;
 use gristmill::job::{JobError, Parked};
 use gristmill::jobs::authenticate::{Need, prove};
 use gristmill::oauth::{Client, Login, Oauth, OauthError, Pending, Wish};
+use gristmill::runtime::every_kind;
 use gristmill::store::tool_credentials::{self as credentials, Found, Holder, Subject, Terms};
 use secrecy::ExposeSecret;
 use server::{Provider, Rules};
@@ -258,6 +260,74 @@ async fn a_refused_token_is_renewed_once_and_a_login_that_ended_parks_without_as
     assert_eq!(provider.renewals.load(Ordering::SeqCst), 3, "a final word is not asked for again");
     sign_in(&world, &provider, ada, subject).await;
     assert!(provider.accepts(&token(prove(&world.ctx, &need).await?)));
+    Ok(())
+}
+
+/// A connection to the provider's server, which refuses every token, and a tool of it.
+async fn connected(chat: &Chat<'_>, provider: &Provider, status: &str) -> anyhow::Result<Subject> {
+    let connection: uuid::Uuid = sqlx::query_scalar(
+        "WITH server AS (INSERT INTO gristmill.mcp_servers (name, transport, url)
+                         VALUES ('remote', 'streamable_http', $2) RETURNING id)
+         INSERT INTO gristmill.mcp_server_connections (workspace_id, server_id, status)
+         SELECT $1, id, $3::text::gristmill.connection_status FROM server RETURNING id",
+    )
+    .bind(chat.workspace.0)
+    .bind(provider.url("/mcp").as_str())
+    .bind(status)
+    .fetch_one(&chat.world.admin)
+    .await?;
+    let tool: uuid::Uuid = sqlx::query_scalar(
+        "WITH tool AS (INSERT INTO gristmill.tools (workspace_id, connection_id, name, remote_name, type)
+                       VALUES ($1, $2, 'remote__pay', 'pay', 'MCP') RETURNING id),
+         policy AS (INSERT INTO gristmill.tool_policies (workspace_id, tool_id, decision)
+                    SELECT $1, id, 'allow' FROM tool)
+         INSERT INTO gristmill.tool_definitions (workspace_id, tool_id, sha256, definition, review, reviewed_at)
+         SELECT $1, id, sha256('pay'), '{\"name\": \"pay\"}', 'APPROVED', now() FROM tool RETURNING tool_id",
+    )
+    .bind(chat.workspace.0)
+    .bind(connection)
+    .fetch_one(&chat.world.admin)
+    .await?;
+    chat.give(tool).await?;
+    Ok(Subject::Connection(connection))
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_server_that_refuses_a_fresh_token_is_not_asked_again_until_somebody_signs_in(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let provider = Provider::start(Rules::default()).await;
+    let (world, _, _) = world_with_ended_login(db, &provider).await;
+    let chat = Chat::new(&world).await?;
+    let subject = connected(&chat, &provider, "connected").await?;
+    sign_in(&world, &provider, UserId(chat.user), subject).await;
+    let first = chat.call("a", "remote__pay", serde_json::json!({})).await?;
+    chat.work().await?;
+    let (state, reason) = chat.state(first).await?;
+    assert_eq!(state, "NEEDS_AUTH", "{reason:?}");
+    assert_eq!(provider.renewals.load(Ordering::SeqCst), 2, "it had ended, and it was refused");
+    let before = provider.requests.load(Ordering::SeqCst);
+    let second = chat.call("b", "remote__pay", serde_json::json!({})).await?;
+    chat.work().await?;
+    let (state, reason) = chat.state(second).await?;
+    assert_eq!(state, "NEEDS_AUTH");
+    assert!(reason.as_deref().is_some_and(|why| why.contains("refuses a fresh token")), "{reason:?}");
+    assert_eq!(provider.requests.load(Ordering::SeqCst), before);
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_look_at_a_server_that_refuses_each_token_renews_it_once(db: PgPool) -> anyhow::Result<()> {
+    let provider = Provider::start(Rules::default()).await;
+    let (world, _, _) = world_with_ended_login(db, &provider).await;
+    let chat = Chat::new(&world).await?;
+    let subject = connected(&chat, &provider, "error").await?;
+    // The login itself brings the look.
+    sign_in(&world, &provider, UserId(chat.user), subject).await;
+    world.work(every_kind).await?;
+    assert_eq!(provider.renewals.load(Ordering::SeqCst), 2, "it had ended, and it was refused");
+    let failed = "SELECT count(*) FROM gristmill.mcp_server_connections WHERE status = 'error' AND failure LIKE '%login%'";
+    assert_eq!(world.count(failed).await?, 1);
     Ok(())
 }
 

@@ -389,7 +389,7 @@ async fn a_server_that_wants_a_credential_is_looked_at_when_it_comes_and_gets_it
     let world = &synced.world;
     let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
     let row = mcp_servers::connection(&mut tx, world.workspace, synced.connection).await?.unwrap();
-    let origin = gristmill::domain::origin_of_program("x", &row.command.unwrap(), &row.arguments);
+    let origin = gristmill::jobs::connect::origin(&row)?;
     let of =
         Holder { workspace: world.workspace, user: None, subject: Subject::Connection(synced.connection) };
     let terms = Terms { origin: &origin, expires_at: None, replaces: None };
@@ -416,6 +416,28 @@ async fn a_server_that_wants_a_credential_is_looked_at_when_it_comes_and_gets_it
         .await?;
     let refused = connect(&synced.world.ctx, &wanted).await.unwrap_err().to_string();
     assert!(refused.contains("NEEDS_AUTH") && refused.contains("save it anew"), "{refused}");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_programs_place_is_another_with_another_value_of_a_tenant_or_of_a_variable(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let synced = Synced::new(db, None, false).await?;
+    let world = &synced.world;
+    let mut places = std::collections::HashSet::new();
+    for change in [
+        r#"UPDATE gristmill.mcp_servers SET arguments = arguments || '{"{host}"}', env = '{"REGION": "a"}',
+           parameters = '{"properties": {"host": {"type": "string", "default": "one.example.org"}}}'"#,
+        r#"UPDATE gristmill.mcp_server_connections SET parameters = '{"host": "two.example.org"}'"#,
+        r#"UPDATE gristmill.mcp_servers SET env = '{"REGION": "b"}'"#,
+        r#"UPDATE gristmill.mcp_servers SET env = '{"REGION": {"credential": true}}'"#,
+    ] {
+        sqlx::query(change).execute(&world.admin).await?;
+        let mut tx = gristmill::store::tenant(&world.ctx.db, world.workspace).await?;
+        let row = mcp_servers::connection(&mut tx, world.workspace, synced.connection).await?.unwrap();
+        assert!(places.insert(gristmill::jobs::connect::origin(&row)?), "the same place after {change}");
+    }
     Ok(())
 }
 

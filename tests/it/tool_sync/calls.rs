@@ -120,3 +120,26 @@ async fn a_change_that_is_told_between_a_list_and_a_call_stops_the_call(db: PgPo
     synced.world.ctx.mcp.close().await;
     Ok(())
 }
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_server_that_takes_its_change_back_lets_the_calls_go_on_that_waited(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let synced = Synced::new(db, Some("trust_on_first_use"), false).await?;
+    sync(&synced).await?;
+    let chat = Chat::new(&synced.world).await?;
+    give_all(&chat).await?;
+    let mut tools = five();
+    tools[0]["description"] = "Does a. And more.".into();
+    synced.tools(&tools);
+    sync(&synced).await?;
+    let call = chat.call("a", "x__a", json!({})).await?;
+    chat.work().await?;
+    assert_eq!(chat.state(call).await?.0, "NEEDS_APPROVAL");
+    synced.tools(&five());
+    sync(&synced).await?;
+    assert_eq!(chat.state(call).await?, ("OK".into(), None));
+    assert_eq!(called(&synced), ["a"]);
+    synced.world.ctx.mcp.close().await;
+    Ok(())
+}
