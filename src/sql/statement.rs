@@ -8,9 +8,9 @@ use super::expressions::{is_harmless, is_plain, is_simple};
 use super::functions::{is_allowed, is_bounded, is_endless};
 use super::target::Engine;
 use sqlparser::ast::{
-    AccessExpr, BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
-    ObjectNamePart, Query, Select, SelectFlavor, SelectModifiers, SetExpr, Statement, TableFactor, Value,
-    ValueWithSpan, Visit, Visitor,
+    AccessExpr, BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
+    ObjectName, ObjectNamePart, Query, Select, SelectFlavor, SelectModifiers, SetExpr, Statement,
+    TableFactor, Value, ValueWithSpan, Visit, Visitor,
 };
 use sqlparser::dialect::{Dialect, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 use sqlparser::parser::{Parser, ParserOptions};
@@ -53,7 +53,9 @@ pub(super) enum Objection {
     Forbidden(String),
     #[error("the function {0} is not on the list of allowed functions")]
     Function(String),
-    #[error("what stands after a dot in the statement may call the function {0}; leave the table's name away")]
+    #[error(
+        "what stands after a dot in the statement may call the function {0}; leave the table's name away"
+    )]
     Called(String),
     #[error("the table {0} may not be read")]
     Relation(String),

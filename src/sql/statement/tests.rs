@@ -343,7 +343,8 @@ fn no_dangerous_statement_is_let_through() {
 #[test]
 fn a_pattern_for_sqlite_is_a_short_text() {
     let like = |n: usize| {
-        ["LIKE", "GLOB"].map(|op| judge(Engine::Sqlite, &format!("SELECT a {op} '{}'", "x".repeat(n))).is_ok())
+        ["LIKE", "GLOB"]
+            .map(|op| judge(Engine::Sqlite, &format!("SELECT a {op} '{}'", "x".repeat(n))).is_ok())
     };
     assert_eq!((like(200), like(201)), ([true; 2], [false; 2]));
     assert!(judge(Engine::Sqlite, "SELECT trim(a), ltrim(a), rtrim(a), unhex(a) FROM b").is_ok());
@@ -356,7 +357,8 @@ fn whatever_stands_after_a_dot_is_named() {
         let judged = super::judge(Engine::Postgres, sql).unwrap();
         assert_eq!(judged.fields.len(), 1, "{sql}: {:?}", judged.fields);
     }
-    let fields = super::judge(Engine::Postgres, "SELECT n.Body, n.\"X\", n.lower, n.a[1], id FROM n").unwrap();
+    let fields =
+        super::judge(Engine::Postgres, "SELECT n.Body, n.\"X\", n.lower, n.a[1], id FROM n").unwrap();
     assert_eq!(fields.fields.into_iter().collect::<Vec<_>>(), ["X", "a", "body"]);
 }
 
