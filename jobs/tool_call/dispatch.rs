@@ -96,7 +96,8 @@ fn saved(shown: &Shown) -> Saved<'_> {
 }
 
 fn of_api(error: &ApiError) -> Failure {
-    let put_off = error.retry_after().is_some();
+    // A 503 is no proof that nothing happened.
+    let put_off = matches!(error, ApiError::Busy { code: 429, .. });
     let reached = if error.was_sent() && !put_off { Reached::Perhaps } else { Reached::No };
     Failure {
         transient: error.is_transient(),
@@ -155,4 +156,15 @@ async fn web_search(
             ..Failure::new(reached, error.to_string())
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_429_proves_that_nothing_happened() {
+        let reached = |code| of_api(&ApiError::Busy { code, retry_after: Duration::ZERO }).reached;
+        assert_eq!((reached(429), reached(503)), (Reached::No, Reached::Perhaps));
+    }
 }

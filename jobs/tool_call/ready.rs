@@ -55,8 +55,7 @@ pub async fn prepare(ctx: &Context, turn: &Turn, call: &Call, cleared: &Cleared)
             Ok(Ready::Mcp(Box::new(connect(ctx, &wanted).await?)))
         }
         "API" => {
-            let read = api::Tool::read(&tool.custom_config, tool.endpoint.as_deref(), &tool.input_schema)
-                .map_err(|fault| JobError::refused("bad_tool", fault))?;
+            let read = read_api(tool).await?;
             let shown = show(ctx, turn, (call, tool), read.origin()).await?;
             Ok(Ready::Api(Box::new(read), shown))
         }
@@ -64,6 +63,16 @@ pub async fn prepare(ctx: &Context, turn: &Turn, call: &Call, cleared: &Cleared)
         "web_search" => web_search(ctx, turn, call, tool).await,
         other => Err(wrong(&format!("this version makes no calls of tools of kind {other}"))),
     }
+}
+
+/// A document may be large: it is read where nobody else waits.
+async fn read_api(tool: &Tool) -> Result<api::Tool, JobError> {
+    let (config, endpoint) = (tool.custom_config.clone(), tool.endpoint.clone());
+    let schema = tool.input_schema.clone();
+    let read =
+        tokio::task::spawn_blocking(move || api::Tool::read(&config, endpoint.as_deref(), &schema)).await;
+    read.map_err(|_| wrong("reading the tool broke down"))?
+        .map_err(|fault| JobError::refused("bad_tool", fault))
 }
 
 fn wrong(why: &str) -> JobError {

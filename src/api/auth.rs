@@ -1,12 +1,13 @@
 //! Who calls: a credential set into a request, for the origin it was saved for and no other.
 
 use super::error::ApiError;
-use super::place::Request;
+use super::place::{Request, encode};
 use crate::domain::{Credential, Saved};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
 use url::Url;
 
 /// Shorter secrets are not looked for in answers: they would be found everywhere.
@@ -56,10 +57,37 @@ pub(super) fn mask(saved: &Saved<'_>, text: String) -> String {
         Credential::Oauth { access_token, .. } => &[access_token],
         Credential::ClientCredentials { client_secret, .. } => &[client_secret],
     };
-    secrets.iter().map(|secret| secret.expose_secret()).filter(|secret| secret.len() >= TELLING).fold(
-        text,
-        |text, secret| if text.contains(secret) { text.replace(secret, "[secret]") } else { text },
-    )
+    let mut forms: Vec<String> = secrets.iter().flat_map(|secret| forms(secret.expose_secret())).collect();
+    if let Credential::Basic { username, password } = saved.credential {
+        forms.push(STANDARD.encode(format!("{username}:{}", password.expose_secret())));
+    }
+    // The longest first: what is left of a secret after another was taken out would be told.
+    forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+    forms.iter().filter(|form| form.len() >= TELLING).fold(text, |text, form| {
+        if text.contains(form.as_str()) { text.replace(form.as_str(), "[secret]") } else { text }
+    })
+}
+
+/// How a server may write a secret that it echoes.
+fn forms(secret: &str) -> [String; 4] {
+    let in_json = Value::from(secret).to_string();
+    let in_form: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    [secret.to_owned(), encode(secret), in_form, in_json.trim_matches('"').to_owned()]
+}
+
+/// The texts and keys of a JSON value without the secret.
+pub(super) fn mask_value(saved: &Saved<'_>, value: &mut Value) {
+    match value {
+        Value::String(text) => *text = mask(saved, std::mem::take(text)),
+        Value::Array(items) => items.iter_mut().for_each(|item| mask_value(saved, item)),
+        Value::Object(entries) => {
+            for (key, mut item) in std::mem::take(entries) {
+                mask_value(saved, &mut item);
+                entries.insert(mask(saved, key), item);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 fn secret(text: &str) -> Result<HeaderValue, ApiError> {

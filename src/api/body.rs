@@ -1,12 +1,12 @@
 //! An answer as a tool's output: JSON stays structured, text stays text, anything else is named.
 
-use super::auth::mask;
+use super::auth::{mask, mask_value};
 use super::error::ApiError;
 use super::operation::is_json;
 use crate::domain::{Saved, ToolOutput};
 use encoding_rs::{Encoding, UTF_8};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
@@ -34,8 +34,14 @@ pub(super) struct Answer {
 }
 
 /// How long the server asks us to wait, where it puts the call off.
-pub(super) fn is_put_off(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+///
+/// A 429 says that nothing was done. A 503 does not: what stands before a server says it too,
+/// after the server had the request. It asks to come back only where asking changes nothing.
+pub(super) fn is_put_off(method: &Method, status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    let is_put_off =
+        status == StatusCode::TOO_MANY_REQUESTS || (reads && status == StatusCode::SERVICE_UNAVAILABLE);
+    if !is_put_off {
         return None;
     }
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -95,7 +101,12 @@ impl Answer {
                     Some(saved) => mask(saved, text),
                     None => text,
                 };
-                let value = is_json(&self.content_type).then(|| serde_json::from_str(&text).ok()).flatten();
+                let mut value: Option<Value> =
+                    is_json(&self.content_type).then(|| serde_json::from_str(&text).ok()).flatten();
+                if let (Some(saved), Some(value)) = (saved, &mut value) {
+                    // JSON may spell a secret with escapes.
+                    mask_value(saved, value);
+                }
                 match value {
                     Some(value) => structured(value, pick, failed),
                     None => ToolOutput::text(text),

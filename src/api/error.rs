@@ -26,6 +26,8 @@ pub enum ToolError {
     Endpoint(String),
     #[error("placeholders may not stand in {0}")]
     Placeholder(&'static str),
+    #[error("the input schema has no property {0}, for which there is a placeholder")]
+    Undeclared(String),
     #[error("the header {0} may not be set by a tool")]
     Header(String),
     #[error("the input schema is no JSON Schema: {0}")]
@@ -58,8 +60,7 @@ pub enum ApiError {
 impl ApiError {
     /// Whether the server may have seen the call, and so may have acted on it.
     ///
-    /// After [`ApiError::Busy`] it did see it, and said itself that it put it off: look at
-    /// [`ApiError::retry_after`] first.
+    /// After [`ApiError::Busy`] it did see it; with a 429 it said itself that it put it off.
     pub fn was_sent(&self) -> bool {
         match self {
             Self::Origin { .. } | Self::Credential(_) | Self::IdempotencyKey | Self::Unreachable(_) => false,

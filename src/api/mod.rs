@@ -17,6 +17,7 @@ mod schema;
 mod send;
 mod template;
 mod tool;
+mod yaml;
 
 pub use error::{ApiError, ToolError};
 pub use tool::Tool;

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 const LARGEST: usize = 4 << 20;
 /// References that lead from one to the next.
 const LONGEST_CHAIN: usize = 16;
+/// Schemas that one operation may refer to, and schemas in them all.
+const MOST_DEFINITIONS: usize = 500;
+const MOST_COPIED: usize = 50_000;
 const SCHEMA_KEYS: [&str; 12] = [
     "items",
     "additionalProperties",
@@ -45,7 +48,7 @@ impl Document {
             }
             Value::String(text) if text.trim_start().starts_with('{') => serde_json::from_str(text)?,
             Value::String(text) => {
-                yaml_serde::from_str(text).map_err(|fault| ToolError::Unreadable(fault.to_string()))?
+                super::yaml::read(text).map_err(|fault| ToolError::Unreadable(fault.to_string()))?
             }
             other => other.clone(),
         };
@@ -69,10 +72,8 @@ impl Document {
     }
 
     fn pointed(&self, reference: &str) -> Result<&Value, ToolError> {
-        reference
-            .strip_prefix('#')
-            .and_then(|pointer| self.root.pointer(&decode(pointer)))
-            .ok_or_else(|| ToolError::Reference(reference.to_owned()))
+        let pointer = pointer(reference)?;
+        self.root.pointer(&pointer).ok_or_else(|| ToolError::Reference(reference.to_owned()))
     }
 
     /// The schema and all it refers to, as one object schema of the given properties.
@@ -81,14 +82,21 @@ impl Document {
         properties: Vec<(String, Value)>,
         required: &[String],
     ) -> Result<Value, ToolError> {
-        let mut gather = Gather { document: self, names: BTreeMap::new(), open: VecDeque::new() };
+        let mut gather = Gather {
+            document: self,
+            names: BTreeMap::new(),
+            words: BTreeMap::new(),
+            open: VecDeque::new(),
+            copied: 0,
+        };
         let mut shown = Map::new();
         for (name, schema) in properties {
             shown.insert(name, gather.schema(&schema)?);
         }
         let mut definitions = Map::new();
         while let Some((pointer, name)) = gather.open.pop_front() {
-            let schema = gather.schema(self.pointed(&pointer)?)?;
+            let found = self.root.pointer(&pointer).ok_or(ToolError::Reference(pointer))?;
+            let schema = gather.schema(found)?;
             definitions.insert(name, schema);
         }
         let mut object = json!({
@@ -104,16 +112,24 @@ impl Document {
 /// Collects the schemas that others refer to.
 struct Gather<'a> {
     document: &'a Document,
+    /// By what their references point to, however these are spelled.
     names: BTreeMap<String, String>,
+    /// How often a word was the last of a reference.
+    words: BTreeMap<String, usize>,
+    copied: usize,
     open: VecDeque<(String, String)>,
 }
 
 impl Gather<'_> {
     fn schema(&mut self, schema: &Value) -> Result<Value, ToolError> {
+        self.copied += 1;
+        if self.copied > MOST_COPIED {
+            return Err(ToolError::Unsupported(format!("an operation with more than {MOST_COPIED} schemas")));
+        }
         let Value::Object(schema) = schema else { return Ok(schema.clone()) };
         if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
             self.document.pointed(reference)?;
-            return Ok(json!({ "$ref": format!("#/$defs/{}", self.name(reference)) }));
+            return Ok(json!({ "$ref": format!("#/$defs/{}", self.name(reference)?) }));
         }
         let mut shown = Map::new();
         for (key, value) in schema {
@@ -145,22 +161,31 @@ impl Gather<'_> {
     }
 
     /// The definition's name: the last word of its reference, told apart where two are alike.
-    fn name(&mut self, reference: &str) -> String {
-        if let Some(name) = self.names.get(reference) {
-            return name.clone();
+    fn name(&mut self, reference: &str) -> Result<String, ToolError> {
+        let pointer = pointer(reference)?;
+        if let Some(name) = self.names.get(&pointer) {
+            return Ok(name.clone());
         }
-        let word = reference.rsplit('/').next().unwrap_or_default();
+        if self.names.len() >= MOST_DEFINITIONS {
+            let most = format!("an operation that refers to more than {MOST_DEFINITIONS} schemas");
+            return Err(ToolError::Unsupported(most));
+        }
+        let word = pointer.rsplit('/').next().unwrap_or_default();
         let word: String = word.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let mut name = word.clone();
-        let mut n = 2;
-        while self.names.values().any(|taken| *taken == name) {
-            name = format!("{word}_{n}");
-            n += 1;
-        }
-        self.names.insert(reference.to_owned(), name.clone());
-        self.open.push_back((reference.to_owned(), name.clone()));
-        name
+        let n = self.words.entry(word.clone()).or_default();
+        *n += 1;
+        // A dot is in no word, so that no word is another's name.
+        let name = if *n == 1 { word } else { format!("{word}.{n}") };
+        self.names.insert(pointer.clone(), name.clone());
+        self.open.push_back((pointer, name.clone()));
+        Ok(name)
     }
+}
+
+/// What a reference within the document points to.
+fn pointer(reference: &str) -> Result<String, ToolError> {
+    let pointer = reference.strip_prefix('#').map(decode);
+    pointer.ok_or_else(|| ToolError::Reference(reference.to_owned()))
 }
 
 fn is_read_only(schema: &Value) -> bool {
@@ -219,4 +244,54 @@ pub(super) fn decode(pointer: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(schemas: Value, properties: Value) -> Result<Value, ToolError> {
+        let document = Document::read(&json!({ "openapi": "3.1.0", "b": schemas }))?;
+        document.object(vec![("x".to_owned(), properties)], &[])
+    }
+
+    #[test]
+    fn one_schema_has_one_name_however_its_reference_is_spelled() {
+        let shown = object(
+            json!({ "a": { "type": "string" }, "c": { "a": {} } }),
+            json!({ "anyOf": [{ "$ref": "#/b/a" }, { "$ref": "#/%62/a" }, { "$ref": "#/b/c/a" }] }),
+        );
+        let names = [("a".to_owned(), json!({ "type": "string" })), ("a.2".to_owned(), json!({}))];
+        assert_eq!(shown.unwrap()["$defs"], Value::Object(names.into_iter().collect()));
+    }
+
+    #[test]
+    fn an_operation_refers_to_so_many_schemas_and_no_more() {
+        let many = |n: usize| {
+            let schemas: Map<_, _> = (0..n).map(|i| (format!("a{i}"), json!({}))).collect();
+            let all: Vec<_> = schemas.keys().map(|name| json!({ "$ref": format!("#/b/{name}") })).collect();
+            object(schemas.into(), json!({ "anyOf": all }))
+        };
+        assert!(many(500).is_ok());
+        assert!(matches!(many(501), Err(ToolError::Unsupported(_))));
+        let wide = json!({ "anyOf": vec![json!({}); 50_001] });
+        assert!(matches!(object(json!({}), wide), Err(ToolError::Unsupported(_))));
+    }
+
+    #[test]
+    fn a_yaml_whose_aliases_multiply_is_refused_before_it_fills_the_memory() {
+        let mut bomb = format!("openapi: 3.1.0\na0: &a0 [{}]\n", vec!["x"; 50].join(", "));
+        for i in 1..6 {
+            let aliases = vec![format!("*a{}", i - 1); 50].join(", ");
+            bomb.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+        }
+        assert!(matches!(Document::read(&bomb.into()), Err(ToolError::Unreadable(_))));
+        let long =
+            format!("openapi: 3.1.0\na: &a {}\nb: [{}]", "x".repeat(1_000_000), vec!["*a"; 100].join(", "));
+        assert!(matches!(Document::read(&long.into()), Err(ToolError::Unreadable(_))));
+        let plain = "openapi: 3.1.0\na: &a [1, -2, 1.5, true, null]\nb: *a\n200: c";
+        let document = Document::read(&plain.into()).unwrap();
+        assert_eq!(document.root()["b"], json!([1, -2, 1.5, true, null]));
+        assert_eq!(document.root()["200"], "c");
+    }
 }

@@ -9,12 +9,11 @@ use super::openapi::decode;
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Faults told at once; a model mends a few at a time.
-const TOLD: usize = 5;
+/// The most that is told of a fault, which may repeat the argument.
+const LONGEST_FAULT: usize = 1_000;
 /// A compiled pattern of somebody else's schema takes no more than this.
 const PATTERN_BYTES: usize = 1 << 20;
 /// Steps back that one such pattern may take before it counts as not matching.
@@ -117,23 +116,14 @@ fn is_shallow(value: &Value, levels: usize) -> bool {
     }
 }
 
+/// The first fault alone: all of them can be more than there is memory for.
 pub(super) fn faults(validator: &Validator, instance: &Value) -> Result<(), String> {
-    let mut faults = validator.iter_errors(instance);
-    let Some(first) = faults.next() else { return Ok(()) };
-    let mut told = String::from("The arguments do not fit the tool's schema:");
-    for fault in std::iter::once(first).chain(faults.by_ref()).take(TOLD) {
+    validator.validate(instance).map_err(|fault| {
         let place = fault.instance_path().to_string();
         let place = if place.is_empty() { "arguments" } else { &place };
-        // Writing into a String cannot fail.
-        let _ = write!(told, "\n- {place}: {fault}");
-    }
-    match faults.count() {
-        0 => {}
-        more => {
-            let _ = write!(told, "\n- and {more} more");
-        }
-    }
-    Err(told)
+        let told: String = fault.to_string().chars().take(LONGEST_FAULT).collect();
+        format!("The arguments do not fit the tool's schema:\n- {place}: {told}")
+    })
 }
 
 #[cfg(test)]
@@ -172,6 +162,14 @@ mod tests {
         };
         assert!(compile(&doubling(30)).unwrap_err().to_string().contains("too large"));
         assert!(compile(&doubling(8)).is_ok());
+    }
+
+    #[test]
+    fn faults_without_number_are_told_as_one() {
+        let schema = json!({ "properties": { "a": { "items": { "allOf": vec![json!({ "type": "string" }); 1_000] } } } });
+        let told = faults(&compile(&schema).unwrap(), &json!({ "a": vec![1; 1_000] })).unwrap_err();
+        assert_eq!(told.lines().count(), 2, "{told}");
+        assert!(told.contains("/a/0") && told.len() < 2_000, "{told}");
     }
 
     #[test]

@@ -34,8 +34,9 @@ impl Api {
                 match self.redirect(&request, &response, call, hops)? {
                     Redirect::Follow(url) => {
                         if url.origin() != request.url.origin() {
-                            // Headers of a template may be meant for this server alone.
+                            // Headers and body of a template may be meant for this server alone.
                             request.headers.clear();
+                            request.body = None;
                         }
                         request.url = url;
                         hops += 1;
@@ -44,7 +45,7 @@ impl Api {
                     Redirect::Left(why) => return Ok(ToolOutput::error(why)),
                 }
             }
-            if let Some(retry_after) = is_put_off(status, response.headers()) {
+            if let Some(retry_after) = is_put_off(&request.method, status, response.headers()) {
                 return Err(ApiError::Busy { code: status.as_u16(), retry_after });
             }
             let answer = Answer::read(response, self.max_bytes).await?;

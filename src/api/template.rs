@@ -88,13 +88,15 @@ impl Template {
         names
     }
 
-    /// A schema for a tool that has none of its own: every placeholder, as whatever it is.
+    /// A schema for a tool that has none of its own: every placeholder, as one plain value. An
+    /// object would put keys of its own into the body; who wants that writes a schema.
     pub(super) fn schema(&self) -> Value {
         let in_path: Vec<_> = pieces(&self.path)
             .into_iter()
             .filter_map(|piece| if let Piece::Place(name) = piece { Some(name) } else { None })
             .collect();
-        let properties: Map<_, _> = self.places().into_iter().map(|name| (name, json!({}))).collect();
+        let plain = json!({ "type": ["string", "number", "boolean", "null"] });
+        let properties: Map<_, _> = self.places().into_iter().map(|name| (name, plain.clone())).collect();
         json!({
             "type": "object", "properties": properties, "required": in_path, "additionalProperties": false,
         })

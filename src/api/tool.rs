@@ -59,6 +59,12 @@ impl Tool {
                 template.check()?;
                 let has_own = input_schema["properties"].as_object().is_some_and(|own| !own.is_empty());
                 let schema = if has_own { input_schema.clone() } else { template.schema() };
+                // What the schema does not name could be anything.
+                if let Some(name) =
+                    template.places().iter().find(|name| schema["properties"].get(name).is_none())
+                {
+                    return Err(ToolError::Undeclared(name.clone()));
+                }
                 (Kind::Template(Box::new(template)), None, schema)
             }
             (None, Some(document)) => {

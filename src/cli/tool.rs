@@ -5,6 +5,7 @@ mod log;
 
 pub use call::safe;
 
+use crate::api;
 use crate::cli::house::House;
 use crate::cli::operate::Tenant;
 use crate::cli::table::table;
@@ -12,10 +13,13 @@ use crate::cli::tool_credential::Credentials;
 use crate::cli::tool_login::Login;
 use crate::cli::tool_review::Reviews;
 use crate::cli::tool_server::{Servers, Sync};
+use crate::ground::Ground;
+use crate::sql::Sql;
 use crate::store::tool_reports::{self, NewTool};
 use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::Value;
+use reqwest::Method;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 use std::process::ExitCode;
 use uuid::Uuid;
@@ -217,13 +221,14 @@ pub struct Add {
 impl Add {
     async fn run(self, house: &House) -> anyhow::Result<ExitCode> {
         let mut settings: Value = serde_json::from_str(&self.settings).context("--settings")?;
-        let schema: Option<Value> =
+        let own: Option<Value> =
             self.schema.as_deref().map(serde_json::from_str).transpose().context("--schema")?;
         let fields = settings.as_object_mut().context("--settings is no JSON object")?;
         let custom = self.kind.mcp_type().map(|kind| {
             fields.insert("McpType".into(), kind.into());
             Value::Object(fields.clone())
         });
+        let (schema, effect) = derived(self.kind, &settings, self.endpoint.as_deref(), own)?;
         let workspace = self.tenant.find(house).await?;
         let db = house.owner().await?;
         let tool = NewTool {
@@ -234,7 +239,7 @@ impl Add {
             endpoint: self.endpoint.as_deref(),
             authentication: self.authentication.as_str(),
             input_schema: schema.as_ref(),
-            effect: self.effect.unwrap_or(self.kind.effect()).as_str(),
+            effect: self.effect.unwrap_or(effect).as_str(),
         };
         let added =
             tool_reports::add(&mut *db.acquire().await?, workspace, &tool).await.map_err(|error| {
@@ -251,6 +256,30 @@ impl Add {
         println!("{id}");
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The schema that models are shown, and what a call does outside where nobody says.
+fn derived(
+    kind: Kind,
+    settings: &Value,
+    endpoint: Option<&str>,
+    own: Option<Value>,
+) -> anyhow::Result<(Option<Value>, Effect)> {
+    Ok(match kind {
+        Kind::Api => {
+            let given = own.unwrap_or_else(|| json!({ "type": "object" }));
+            let tool = api::Tool::read(settings, endpoint, &given)?;
+            let effect = match tool.method() {
+                Method::GET | Method::HEAD => Effect::Read,
+                Method::PUT | Method::DELETE => Effect::Idempotent,
+                _ => Effect::Effectful,
+            };
+            (Some(tool.input_schema().clone()), effect)
+        }
+        Kind::Database => (own.or_else(|| Some(Sql::input_schema())), kind.effect()),
+        Kind::WebSearch => (own.or_else(|| Some(Ground::input_schema())), kind.effect()),
+        Kind::Knowledgebase | Kind::Mcp => (own, kind.effect()),
+    })
 }
 
 /// Arguments of `tool list`.
@@ -404,5 +433,32 @@ impl Cancel {
             other => println!("{call} is {other} already"),
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tool_s_schema_and_effect_follow_from_what_it_is() {
+        for (method, effect) in [
+            ("GET", Effect::Read),
+            ("HEAD", Effect::Read),
+            ("PUT", Effect::Idempotent),
+            ("DELETE", Effect::Idempotent),
+            ("POST", Effect::Effectful),
+            ("PATCH", Effect::Effectful),
+        ] {
+            let settings = json!({ "request": { "method": method, "path": "/{{id}}" } });
+            let (schema, told) = derived(Kind::Api, &settings, Some("https://a.example"), None).unwrap();
+            assert_eq!(told, effect, "{method}");
+            assert_eq!(schema.unwrap()["required"], json!(["id"]));
+        }
+        assert!(derived(Kind::Api, &json!({}), Some("https://a.example"), None).is_err());
+        let schema = |kind, own| derived(kind, &json!({}), None, own).unwrap().0;
+        assert_eq!(schema(Kind::Database, None), Some(Sql::input_schema()));
+        assert_eq!(schema(Kind::WebSearch, None), Some(Ground::input_schema()));
+        assert_eq!(schema(Kind::Database, Some(json!({}))), Some(json!({})));
     }
 }

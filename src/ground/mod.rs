@@ -22,6 +22,7 @@ use reqwest::{Client, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::time::Instant;
 use url::Url;
 
 /// Who searches.
@@ -113,9 +114,7 @@ impl Ground {
         {
             return Err(GroundError::Model);
         }
-        tokio::time::timeout(Duration::from_secs(self.settings.total_seconds), self.converse(question))
-            .await
-            .unwrap_or(Err(GroundError::Timeout { sent: true }))
+        self.converse(question).await
     }
 
     async fn converse(&self, question: &Question<'_>) -> Result<Answer, GroundError> {
@@ -126,23 +125,37 @@ impl Ground {
             Provider::Anthropic => anthropic::wish(question, &self.settings)?,
         };
         let mut answer = Answer::new(question);
-        for _ in 0..MOST_TURNS {
-            let told = self.ask(question, &wish).await?;
-            let told = match question.provider {
-                Provider::Gemini => gemini::read(&told, answer),
-                Provider::OpenAi | Provider::Grok => responses::read(&told, answer),
-                Provider::Anthropic => anthropic::read(&told, answer, &wish.body),
-            };
-            match told.ok_or(GroundError::Shape)? {
-                Told::Done(answer) => return Ok(answer),
-                Told::GoOn { body, so_far } => {
+        let end = Instant::now() + Duration::from_secs(self.settings.total_seconds);
+        for turn in 0..MOST_TURNS {
+            let told = tokio::time::timeout_at(end, self.turn(question, &wish, answer.clone()))
+                .await
+                .unwrap_or(Err(GroundError::Timeout { sent: true }));
+            match told {
+                Ok(Told::Done(answer)) => return Ok(answer),
+                Ok(Told::GoOn { body, so_far }) => {
                     wish.body = body;
                     answer = so_far;
+                }
+                Err(error) if turn == 0 => return Err(error),
+                // What was said so far is paid for, and asking anew would be paid for twice.
+                Err(error) => {
+                    tracing::warn!(%error, turn, "a search broke off between two turns");
+                    break;
                 }
             }
         }
         answer.truncated = true;
         Ok(answer)
+    }
+
+    async fn turn(&self, question: &Question<'_>, wish: &Wish, so_far: Answer) -> Result<Told, GroundError> {
+        let told = self.ask(question, wish).await?;
+        let told = match question.provider {
+            Provider::Gemini => gemini::read(&told, so_far),
+            Provider::OpenAi | Provider::Grok => responses::read(&told, so_far),
+            Provider::Anthropic => anthropic::read(&told, so_far, &wish.body),
+        };
+        told.ok_or(GroundError::Shape)
     }
 
     async fn ask(&self, question: &Question<'_>, wish: &Wish) -> Result<Value, GroundError> {

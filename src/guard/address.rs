@@ -3,14 +3,15 @@
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IPv4 networks that are not the public Internet (the IANA special-purpose registry, and
-/// multicast).
-const REFUSED_V4: [(Ipv4Net, &str); 16] = [
+/// IPv4 networks that are not the public Internet (the IANA special-purpose registry,
+/// multicast, and the address under which a cloud serves its machines' secrets).
+const REFUSED_V4: [(Ipv4Net, &str); 17] = [
     (v4([0, 0, 0, 0], 8), "this network"),
     (v4([10, 0, 0, 0], 8), "private"),
     (v4([100, 64, 0, 0], 10), "carrier-grade NAT"),
     (v4([127, 0, 0, 0], 8), "loopback"),
     (v4([169, 254, 0, 0], 16), "link-local"),
+    (v4([168, 63, 129, 16], 32), "a cloud's own services"),
     (v4([172, 16, 0, 0], 12), "private"),
     (v4([192, 0, 0, 0], 24), "protocol assignments"),
     (v4([192, 0, 2, 0], 24), "documentation"),
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     /// Each refused network with its edges, and the public neighbours just outside of it.
-    const REFUSED: [&str; 66] = [
+    const REFUSED: [&str; 67] = [
         "0.0.0.0",
         "0.255.255.255",
         "10.0.0.0",
@@ -89,6 +90,7 @@ mod tests {
         "169.254.0.0",
         "169.254.169.254",
         "169.254.255.255",
+        "168.63.129.16",
         "172.16.0.0",
         "172.31.255.255",
         "192.0.0.0",

@@ -21,6 +21,10 @@ pub enum SqlError {
     Refused { reason: Refusal },
     #[error("{0} could not be looked up")]
     Lookup(String),
+    #[error("this database is the server's own and tells of people, not of data")]
+    ServersOwn,
+    #[error("the worker's environment holds {0}, which the driver would use at this server too")]
+    Environment(&'static str),
     #[error("this is the worker's own database")]
     OwnDatabase,
     #[error("the role may do more than read: {0}; a database tool needs a role of its own")]

@@ -58,11 +58,17 @@ const MYSQL: &str = "
     weekday weekofyear year yearweek values row";
 
 const SQLITE: &str = "
-    char date datetime glob group_concat hex iif julianday json json_array json_array_length json_each
+    char date datetime group_concat hex iif julianday json json_array json_array_length json_each
     json_extract json_group_array json_group_object json_object json_patch json_quote json_tree
-    json_type json_valid like likelihood likely match quote random soundex strftime string_agg time
+    json_type json_valid likelihood likely match quote random soundex strftime string_agg time
     timediff total typeof unhex unicode unixepoch unlikely bm25 highlight snippet acosh asinh atanh cosh
     sinh tanh";
+
+/// Known to SQLite too, where one call of them can take as long as its texts multiplied, and
+/// nothing interrupts a call.
+const ENDLESS_IN_SQLITE: [&str; 2] = ["instr", "replace"];
+/// Likewise, when they are told which characters to look for.
+const ENDLESS_WITH_TWO: [&str; 4] = ["ltrim", "rtrim", "trim", "unhex"];
 
 /// Those that make a text of a given length.
 const BOUNDED: [&str; 3] = ["lpad", "repeat", "rpad"];
@@ -74,7 +80,15 @@ pub(super) fn is_allowed(engine: Engine, name: &str) -> bool {
         Engine::MySql => MYSQL,
         Engine::Sqlite => SQLITE,
     };
+    if engine == Engine::Sqlite && ENDLESS_IN_SQLITE.contains(&name) {
+        return false;
+    }
     EVERYWHERE.split_whitespace().chain(own.split_whitespace()).any(|known| known == name)
+}
+
+/// Whether so many arguments make a call that SQLite cannot end.
+pub(super) fn is_endless(engine: Engine, name: &str, arguments: usize) -> bool {
+    engine == Engine::Sqlite && arguments > 1 && ENDLESS_WITH_TWO.contains(&name)
 }
 
 /// Whether the second argument is the length of what comes out.

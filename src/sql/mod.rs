@@ -30,6 +30,7 @@ use relay::{Limits, Relay};
 use rows::{Caps, Table};
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use statement::{Objection, Written};
 use std::net::SocketAddr;
 use std::time::Duration;
 use target::{Server, Target, Tls};
@@ -67,14 +68,23 @@ enum Asked {
     Refused(String),
     /// Our time was up, and the statement is cancelled.
     Late,
+    /// The server sent more than is taken in.
+    TooMuch,
+    /// The database knows a reason that the text does not show.
+    NotRun(Objection),
 }
+
+/// The most of a server's own words that is told.
+const LONGEST_WORDS: usize = 2_000;
 
 /// How a driver's error is taken, once the connection stands.
 fn sort(error: sqlx::Error) -> Result<Asked, SqlError> {
     match error {
-        sqlx::Error::Database(fault) => Ok(Asked::Refused(fault.message().to_owned())),
+        sqlx::Error::Database(fault) => {
+            Ok(Asked::Refused(fault.message().chars().take(LONGEST_WORDS).collect()))
+        }
         error @ (sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. }) => {
-            Ok(Asked::Refused(error.to_string()))
+            Ok(Asked::Refused(error.to_string().chars().take(LONGEST_WORDS).collect()))
         }
         error => Err(SqlError::Lost(error)),
     }
@@ -105,8 +115,8 @@ impl Sql {
         let (engine, _) = target::read(database.endpoint)?;
         let written = match statement::judge(engine, sql) {
             Ok(written) => written,
-            Err(_) if !self.judged => sql.to_owned(),
-            Err(objection) => return Ok(ToolOutput::error(format!("Not run: {objection}."))),
+            Err(_) if !self.judged => Written::ours(sql),
+            Err(objection) => return Ok(not_run(&objection)),
         };
         self.run(database, &written).await
     }
@@ -119,22 +129,26 @@ impl Sql {
             Engine::MySql => mysql::SCHEMA,
             Engine::Sqlite => sqlite::SCHEMA,
         };
-        self.run(database, listing).await
+        self.run(database, &Written::ours(listing)).await
     }
 
-    async fn run(&self, database: &Database<'_>, sql: &str) -> Result<ToolOutput, SqlError> {
+    async fn run(&self, database: &Database<'_>, sql: &Written) -> Result<ToolOutput, SqlError> {
         let saved = database.saved.as_ref();
         let target = Target::read(database.endpoint, saved, &self.sqlite_folder, database.workspace.0)?;
         let asked = match target {
             Target::Postgres(server) => postgres::ask(self, &server, sql).await?,
-            Target::MySql(server) => mysql::ask(self, &server, sql).await?,
-            Target::Sqlite(file) => sqlite::ask(self, &file, sql).await?,
+            Target::MySql(server) => mysql::ask(self, &server, &sql.text).await?,
+            Target::Sqlite(file) => sqlite::ask(self, &file, &sql.text).await?,
         };
         Ok(match asked {
             Asked::Rows(rows) => rows.output(),
             Asked::Refused(words) => {
                 ToolOutput::error(format!("The database refused the statement: {words}"))
             }
+            Asked::NotRun(objection) => not_run(&objection),
+            Asked::TooMuch => ToolOutput::error(
+                "The answer was larger than is taken in. Narrow the query: fewer rows, fewer or shorter columns.",
+            ),
             Asked::Late => ToolOutput::error(format!(
                 "The statement took longer than {:?} and was cancelled. Narrow it down.",
                 self.query
@@ -148,7 +162,7 @@ impl Sql {
             tokio::time::timeout(self.connect, relay::admitted(&self.guard, &server.host, server.port))
                 .await
                 .map_err(|_| SqlError::ConnectTimeout(self.connect))??;
-        let tls = server.tls.unwrap_or_else(|| usual_tls(&addresses));
+        let tls = tls(server.tls, &addresses);
         let limits = Limits { connect: self.connect, bytes: self.max_wire_bytes };
         Ok((Relay::open(addresses, server.port, limits)?, tls))
     }
@@ -161,6 +175,19 @@ impl Sql {
             "properties": { "sql": { "type": "string", "description": described } },
             "additionalProperties": false,
         })
+    }
+}
+
+fn not_run(objection: &Objection) -> ToolOutput {
+    ToolOutput::error(format!("Not run: {objection}."))
+}
+
+/// As the endpoint asks, but on a public network never without TLS: whoever may edit a tool's
+/// endpoint may not thereby read the password that somebody saved for it.
+fn tls(asked: Option<Tls>, addresses: &[SocketAddr]) -> Tls {
+    match (asked, usual_tls(addresses)) {
+        (None | Some(Tls::Off | Tls::Prefer), Tls::Require) => Tls::Require,
+        (asked, usual) => asked.unwrap_or(usual),
     }
 }
 

@@ -68,7 +68,10 @@ pub(super) async fn ask(sql: &Sql, server: &Server, statement: &str) -> Result<A
                 let _ = conn.close().await;
             })
             .await;
-            asked.or_else(sort)
+            match asked {
+                Err(_) if relay.overran() => Ok(Asked::TooMuch),
+                asked => asked.or_else(sort),
+            }
         }
     }
 }

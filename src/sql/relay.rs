@@ -9,6 +9,8 @@ use crate::guard::{Guard, Refusal};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -19,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(super) struct Relay {
     folder: TempDir,
     port: u16,
+    overran: Arc<AtomicBool>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -53,17 +56,27 @@ impl Relay {
     pub(super) fn open(addresses: Vec<SocketAddr>, port: u16, limits: Limits) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("gm").tempdir()?;
         let listener = UnixListener::bind(socket(folder.path(), port))?;
+        let overran = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&overran);
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
-                let addresses = addresses.clone();
+                let (addresses, told) = (addresses.clone(), Arc::clone(&told));
                 connections.spawn(async move {
                     // Either end's failure is seen by the driver as a lost connection.
-                    let _ = carry(near, &addresses, limits).await;
+                    let ended = carry(near, &addresses, limits).await;
+                    if ended.is_err_and(|error| error.kind() == io::ErrorKind::FileTooLarge) {
+                        told.store(true, Ordering::Relaxed);
+                    }
                 });
             }
         });
-        Ok(Self { folder, port, _task: AbortOnDropHandle::new(task) })
+        Ok(Self { folder, port, overran, _task: AbortOnDropHandle::new(task) })
+    }
+
+    /// Whether a connection was cut because the server sent more than is taken in.
+    pub(super) fn overran(&self) -> bool {
+        self.overran.load(Ordering::Relaxed)
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -101,7 +114,7 @@ async fn pass(
         if n == 0 {
             return Ok(());
         }
-        left = left.checked_sub(n as u64).ok_or_else(|| io::Error::other("more bytes than allowed"))?;
+        left = left.checked_sub(n as u64).ok_or(io::ErrorKind::FileTooLarge)?;
         into.write_all(&buffer[..n]).await?;
     }
 }

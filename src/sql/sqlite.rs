@@ -69,7 +69,7 @@ async fn read(sql: &Sql, conn: &mut SqliteConnection, statement: &str) -> sqlx::
     {
         let mut found = sqlx::query(AssertSqlSafe(statement.to_owned())).persistent(false).fetch(&mut *conn);
         while let Some(row) = found.try_next().await? {
-            let values = (0..row.len()).map(|i| value(&row, i)).collect();
+            let values = (0..row.len()).map(|i| value(&row, i, sql.caps.bytes)).collect();
             if !rows.push(values, sql.caps) {
                 break;
             }
@@ -79,8 +79,9 @@ async fn read(sql: &Sql, conn: &mut SqliteConnection, statement: &str) -> sqlx::
     Ok(Asked::Rows(rows))
 }
 
-/// A value as what it is, whatever its column was declared; bytes as hexadecimal.
-fn value(row: &SqliteRow, i: usize) -> Value {
+/// A value as what it is, whatever its column was declared; bytes as hexadecimal. Of a long one
+/// no more is copied than shows that it is too long.
+fn value(row: &SqliteRow, i: usize, longest: usize) -> Value {
     let kind = match row.try_get_raw(i) {
         Ok(raw) if raw.is_null() => return Value::Null,
         Ok(raw) => raw.type_info().name().to_owned(),
@@ -90,11 +91,12 @@ fn value(row: &SqliteRow, i: usize) -> Value {
         "INTEGER" | "BOOLEAN" => row.try_get_unchecked::<i64, _>(i).ok().map(Value::from),
         "REAL" => row.try_get_unchecked::<f64, _>(i).ok().map(Value::from),
         "BLOB" => row
-            .try_get_unchecked::<Vec<u8>, _>(i)
+            .try_get_unchecked::<&[u8], _>(i)
             .ok()
-            .map(|bytes| format!("0x{}", hex::encode(bytes)).into()),
+            .map(|bytes| format!("0x{}", hex::encode(&bytes[..bytes.len().min(longest)])).into()),
         _ => None,
     };
-    read.or_else(|| row.try_get_unchecked::<String, _>(i).ok().map(Value::String))
+    let text = |text: &str| text[..text.floor_char_boundary(longest + 1)].to_owned();
+    read.or_else(|| row.try_get_unchecked::<&str, _>(i).ok().map(|found| Value::String(text(found))))
         .unwrap_or_else(|| format!("({kind})").into())
 }

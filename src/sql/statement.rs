@@ -5,16 +5,17 @@
 //! know is refused. This layer is one of several; the role and the transaction stop writes too.
 
 use super::expressions::{is_harmless, is_plain, is_simple};
-use super::functions::{is_allowed, is_bounded};
+use super::functions::{is_allowed, is_bounded, is_endless};
 use super::target::Engine;
 use sqlparser::ast::{
-    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, ObjectNamePart,
-    Query, Select, SelectFlavor, SelectModifiers, SetExpr, Statement, TableFactor, Value, ValueWithSpan,
-    Visit, Visitor,
+    AccessExpr, BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
+    ObjectName, ObjectNamePart, Query, Select, SelectFlavor, SelectModifiers, SetExpr, Statement,
+    TableFactor, Value, ValueWithSpan, Visit, Visitor,
 };
 use sqlparser::dialect::{Dialect, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 use sqlparser::parser::{Parser, ParserOptions};
 use sqlparser::tokenizer::{Token, Tokenizer};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 /// A longer statement is nobody's question.
@@ -24,6 +25,8 @@ const MOST_TOKENS: usize = 4_000;
 const DEEPEST: usize = 64;
 /// The largest count given to a function that makes texts of a length.
 const LONGEST_PADDING: u64 = 10_000;
+/// The longest pattern of LIKE and GLOB where nothing can interrupt the comparison.
+const LONGEST_PATTERN: usize = 200;
 /// What of `information_schema` tells of tables and not of people.
 const INFORMATION: [&str; 9] = [
     "tables",
@@ -50,21 +53,46 @@ pub(super) enum Objection {
     Forbidden(String),
     #[error("the function {0} is not on the list of allowed functions")]
     Function(String),
+    #[error(
+        "what stands after a dot in the statement may call the function {0}; leave the table's name away"
+    )]
+    Called(String),
     #[error("the table {0} may not be read")]
     Relation(String),
     #[error("write values into the statement: parameters such as {0} are not filled in")]
     Parameter(String),
 }
 
-/// The text that may be sent in place of `sql`.
-pub(super) fn judge(engine: Engine, sql: &str) -> Result<String, Objection> {
-    let written = parse(engine, sql)?.to_string();
-    let again = parse(engine, &written)?.to_string();
-    // A text that does not read as it was written is not understood well enough.
-    if again == written { Ok(written) } else { Err(Objection::Unreadable("it is ambiguous".to_owned())) }
+/// A statement that was judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Written {
+    /// What may be sent in place of the statement.
+    pub text: String,
+    /// What Postgres may take for functions: `x.f` is `f(x)` where x has no column f. Only the
+    /// database knows; it is asked before the text is sent.
+    pub fields: BTreeSet<String>,
 }
 
-fn parse(engine: Engine, sql: &str) -> Result<Query, Objection> {
+impl Written {
+    /// A text that nobody judges.
+    pub(super) fn ours(text: &str) -> Self {
+        Self { text: text.to_owned(), fields: BTreeSet::new() }
+    }
+}
+
+/// What may be sent in place of `sql`.
+pub(super) fn judge(engine: Engine, sql: &str) -> Result<Written, Objection> {
+    let text = parse(engine, sql)?.0.to_string();
+    let (again, fields) = parse(engine, &text)?;
+    // A text that does not read as it was written is not understood well enough.
+    if again.to_string() == text {
+        Ok(Written { text, fields })
+    } else {
+        Err(Objection::Unreadable("it is ambiguous".to_owned()))
+    }
+}
+
+fn parse(engine: Engine, sql: &str) -> Result<(Query, BTreeSet<String>), Objection> {
     if sql.len() > LONGEST {
         return Err(Objection::TooLong);
     }
@@ -88,9 +116,10 @@ fn parse(engine: Engine, sql: &str) -> Result<Query, Objection> {
         .with_tokens_with_locations(tokens)
         .parse_statements()
         .map_err(|fault| unreadable(fault.to_string()))?;
+    let mut judge = Judge { engine, fields: BTreeSet::new() };
     match (statements.pop(), statements.is_empty()) {
-        (Some(Statement::Query(query)), true) => match query.visit(&mut Judge { engine }) {
-            ControlFlow::Continue(()) => Ok(*query),
+        (Some(Statement::Query(query)), true) => match query.visit(&mut judge) {
+            ControlFlow::Continue(()) => Ok((*query, judge.fields)),
             ControlFlow::Break(objection) => Err(objection),
         },
         _ => Err(Objection::NotOneQuery),
@@ -105,6 +134,7 @@ fn forbidden(what: &str) -> Verdict {
 
 struct Judge {
     engine: Engine,
+    fields: BTreeSet<String>,
 }
 
 impl Visitor for Judge {
@@ -238,6 +268,23 @@ impl Visitor for Judge {
     fn pre_visit_expr(&mut self, expression: &Expr) -> Verdict {
         match expression {
             Expr::Function(function) => self.call(function),
+            Expr::CompoundIdentifier(parts) => {
+                self.fields.extend(parts.last().and_then(|part| self.field(part)));
+                ControlFlow::Continue(())
+            }
+            Expr::CompoundFieldAccess { root, access_chain } if self.engine == Engine::Postgres => {
+                self.access(root, access_chain)
+            }
+            Expr::Like { pattern, .. } | Expr::BinaryOp { op: BinaryOperator::Glob, right: pattern, .. }
+                if self.engine == Engine::Sqlite && !is_short_text(pattern) =>
+            {
+                forbidden("a pattern that is not a short text in the statement")
+            }
+            Expr::Trim { trim_what, trim_characters, .. }
+                if self.engine == Engine::Sqlite && (trim_what.is_some() || trim_characters.is_some()) =>
+            {
+                forbidden("trimming given characters")
+            }
             Expr::BinaryOp { op, .. }
             | Expr::AnyOp { compare_op: op, .. }
             | Expr::AllOp { compare_op: op, .. } => {
@@ -286,6 +333,30 @@ impl Visitor for Judge {
 }
 
 impl Judge {
+    /// A name after a dot that may be a function's, as the server reads it.
+    fn field(&self, ident: &Ident) -> Option<String> {
+        let name = match ident.quote_style {
+            Some(quote) => ident.value.replace(&format!("{quote}{quote}"), &quote.to_string()),
+            None => ident.value.to_ascii_lowercase(),
+        };
+        (self.engine == Engine::Postgres && !is_allowed(self.engine, &name)).then_some(name)
+    }
+
+    /// Subscripts, and the column's own name before them; a dot after anything else calls.
+    fn access(&mut self, root: &Expr, chain: &[AccessExpr]) -> Verdict {
+        let is_column = matches!(root, Expr::Identifier(_));
+        let name = chain.iter().map_while(|access| match access {
+            AccessExpr::Dot(Expr::Identifier(ident)) if is_column => Some(ident),
+            _ => None,
+        });
+        let name: Vec<_> = name.collect();
+        if chain[name.len()..].iter().any(|access| matches!(access, AccessExpr::Dot(_))) {
+            return forbidden("a dot after an expression, which may call a function; name a table's column");
+        }
+        self.fields.extend(name.last().and_then(|ident| self.field(ident)));
+        ControlFlow::Continue(())
+    }
+
     fn function(&self, name: &ObjectName) -> Verdict {
         let refused = || ControlFlow::Break(Objection::Function(name.to_string()));
         let Some(parts) = words(name, as_the_server) else { return refused() };
@@ -302,14 +373,25 @@ impl Judge {
             return forbidden("this form of function");
         }
         self.function(&function.name)?;
-        let is_measured = words(&function.name, folded)
-            .and_then(|mut parts| parts.pop())
-            .is_some_and(|name| is_bounded(&name));
-        if is_measured && !has_small_count(&function.args) {
+        let name = words(&function.name, folded).and_then(|mut parts| parts.pop()).unwrap_or_default();
+        let given = match &function.args {
+            FunctionArguments::List(list) => list.args.len(),
+            _ => 0,
+        };
+        if is_endless(self.engine, &name, given) {
+            return ControlFlow::Break(Objection::Function(format!("{name} with {given} arguments")));
+        }
+        if is_bounded(&name) && !has_small_count(&function.args) {
             return forbidden("a text of a length that is not a small number in the statement");
         }
         ControlFlow::Continue(())
     }
+}
+
+/// SQLite compares a pattern in one step, which takes as long as it is.
+fn is_short_text(pattern: &Expr) -> bool {
+    let Expr::Value(value) = pattern else { return false };
+    matches!(&value.value, Value::SingleQuotedString(text) if text.len() <= LONGEST_PATTERN)
 }
 
 /// Whether the second argument is a small literal.

@@ -85,6 +85,9 @@ fn shown(endpoint: &str) -> String {
     if cleared || !endpoint.contains('@') { url.into() } else { "it".to_owned() }
 }
 
+/// MySQL's own databases, which tell of the server and its people.
+const SERVERS_OWN: [&str; 4] = ["mysql", "sys", "performance_schema", "information_schema"];
+
 impl Target {
     /// Reads an endpoint; `folder` is where SQLite files may lie.
     pub(super) fn read(
@@ -120,6 +123,11 @@ impl Server {
         let database = url.path().trim_start_matches('/');
         if database.is_empty() || database.contains('/') {
             return Err(wrong());
+        }
+        // Without a schema a statement's tables are those of the endpoint's database.
+        let is_mysql = matches!(url.scheme(), "mysql" | "mariadb");
+        if is_mysql && SERVERS_OWN.iter().any(|own| own.eq_ignore_ascii_case(database)) {
+            return Err(SqlError::ServersOwn);
         }
         let tls = url.query_pairs().find(|(key, _)| matches!(&**key, "sslmode" | "ssl-mode"));
         let tls = match tls.as_ref().map(|(_, value)| value.to_ascii_lowercase()) {

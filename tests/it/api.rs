@@ -347,6 +347,34 @@ async fn a_server_that_asks_to_wait_is_believed_within_reason() {
     }
 }
 
+/// What stands before a server says 503 after the server had the request, too.
+#[tokio::test]
+async fn a_503_to_a_request_that_changes_something_is_an_answer_and_not_sent_again() {
+    let busy = |status: &str| answer(status, "retry-after: 7\r\n", "");
+    let server =
+        Recorder::start("127.0.0.1", vec![("/503", busy("503 Busy")), ("/429", busy("429 Slow"))]).await;
+    for method in ["POST", "PUT", "PATCH", "DELETE"] {
+        let tool = |path: &str| template(&server.url(""), json!({ "method": method, "path": path }));
+        let output = call(&api(), &tool("/503"), json!({})).await.unwrap();
+        assert!(output.is_error && text(&output).contains("503"), "{method}: {output:?}");
+        let wrong = call(&api(), &tool("/429"), json!({})).await.unwrap_err();
+        assert_eq!(wrong.retry_after(), Some(Duration::from_secs(7)), "{method}: {wrong:?}");
+    }
+    assert_eq!(server.heard().len(), 8);
+}
+
+#[tokio::test]
+async fn a_redirect_elsewhere_gets_neither_headers_nor_body() {
+    let there = Recorder::start("127.0.0.1", vec![("/there", json_answer("200 OK", &json!({})))]).await;
+    let here = Recorder::start("127.0.0.1", vec![("/a", to(&there.url("/there")))]).await;
+    let request =
+        json!({ "method": "GET", "path": "/a", "headers": { "x-a": "canary" }, "body": { "a": "canary" } });
+    call(&api(), &template(&here.url(""), request), json!({})).await.unwrap();
+    assert_eq!(here.heard()[0].json(), json!({ "a": "canary" }));
+    assert!(!format!("{:?}", there.heard()[0]).contains("canary"));
+    assert!(there.heard()[0].body.is_empty());
+}
+
 #[tokio::test]
 async fn whether_a_call_was_sent_is_told_truly() {
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
@@ -397,6 +425,40 @@ async fn a_secret_that_is_echoed_reaches_nobody() {
     let nobody = format!("http://127.0.0.1:{free}");
     let wrong = call_as(&api(), &get(&nobody), &credential, &nobody).await.unwrap_err();
     assert!(!format!("{wrong} {wrong:?}").contains("canary"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_secret_is_masked_however_it_is_spelled() {
+    let basic = Credential::Basic { username: "me".into(), password: secret("canary pass/word\"1") };
+    let pair = "bWU6Y2FuYXJ5IHBhc3Mvd29yZCIx";
+    let spellings = [
+        pair.to_owned(),
+        "canary%20pass%2Fword%221".to_owned(),
+        "canary+pass%2Fword%221".to_owned(),
+        "canary pass/word\\\"1".to_owned(),
+    ];
+    for spelling in spellings {
+        let server = Recorder::start(
+            "127.0.0.1",
+            vec![("/", answer("401 No", "content-type: text/plain\r\n", &spelling))],
+        )
+        .await;
+        let output = call_as(&api(), &get(&server.url("")), &basic, &server.url("")).await.unwrap();
+        assert!(
+            text(&output).contains("[secret]") || format!("{output:?}").contains("[secret]"),
+            "{output:?}"
+        );
+        assert!(!format!("{output:?}").contains("canary") && !format!("{output:?}").contains(pair));
+    }
+    let escaped = r#"{ "\u0063anary-secret-1": "\u0063anary-secret-1" }"#;
+    let server = Recorder::start(
+        "127.0.0.1",
+        vec![("/", answer("200 OK", "content-type: application/json\r\n", escaped))],
+    )
+    .await;
+    let bearer = Credential::Bearer { token: secret("canary-secret-1") };
+    let output = call_as(&api(), &get(&server.url("")), &bearer, &server.url("")).await.unwrap();
+    assert_eq!(output.structured_content, Some(json!({ "[secret]": "[secret]" })));
 }
 
 #[test]

@@ -244,6 +244,20 @@ async fn anthropic_pauses_and_goes_on_with_its_own_words() {
 }
 
 #[tokio::test]
+async fn what_was_paid_for_is_kept_when_a_later_turn_fails() {
+    let path = "/v1/messages";
+    let server = Recorder::start(
+        "127.0.0.1",
+        vec![(path, json_answer("200 OK", &paused())), (path, json_answer("529 Overloaded", &json!({})))],
+    )
+    .await;
+    let ground = Ground::new(&settings(&server)).unwrap();
+    let told = ground.answer(&question(Provider::Anthropic, None)).await.unwrap();
+    assert!(told.truncated && told.usage.input_tokens > 0, "{told:?}");
+    assert_eq!(server.heard().len(), 2);
+}
+
+#[tokio::test]
 async fn a_provider_that_pauses_for_ever_is_left_with_what_it_said() {
     let paused =
         json!({ "content": [{ "type": "text", "text": "x" }], "stop_reason": "pause_turn", "usage": {} });

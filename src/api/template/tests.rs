@@ -119,6 +119,23 @@ fn a_template_without_a_schema_takes_what_it_has_places_for() {
     let names: Vec<_> = schema["properties"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(names, ["count", "gone", "id", "name", "part", "q", "tags", "trace"]);
     assert_eq!(schema["required"], json!(["id", "part"]));
+    // An object in a body's place could be somebody's query language.
+    let validator = super::super::schema::compile(&schema).unwrap();
+    let judge = |name: Value| {
+        super::super::schema::faults(&validator, &json!({ "id": 1, "part": "x", "name": name }))
+    };
+    assert_eq!(judge(json!("me")), Ok(()));
+    assert!(judge(json!({ "$ne": null })).is_err() && judge(json!([{ "$ne": null }])).is_err());
+}
+
+#[test]
+fn a_schema_names_every_argument_that_has_a_place() {
+    let config =
+        json!({ "request": { "method": "POST", "path": "/", "body": { "a": "{{a}}", "b": "{{b}}" } } });
+    let read = |schema: Value| super::super::Tool::read(&config, Some("https://a.example"), &schema);
+    let half = json!({ "properties": { "a": { "type": "string" } } });
+    assert!(matches!(read(half), Err(ToolError::Undeclared(name)) if name == "b"));
+    assert!(read(json!({ "properties": { "a": {}, "b": {} } })).is_ok() && read(json!({})).is_ok());
 }
 
 fn hostile() -> impl Strategy<Value = String> {

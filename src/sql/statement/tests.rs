@@ -4,6 +4,11 @@ use super::*;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
+/// The text alone.
+fn judge(engine: Engine, sql: &str) -> Result<String, Objection> {
+    super::judge(engine, sql).map(|written| written.text)
+}
+
 /// Every row of the table of what a weak role can still do, and what is worse elsewhere.
 pub(crate) const DANGEROUS: &[&str] = &[
     // Writes, plain and in disguise.
@@ -65,6 +70,15 @@ pub(crate) const DANGEROUS: &[&str] = &[
     "SELECT * FROM notes LIMIT (SELECT 1 FROM pg_sleep(60))",
     "SELECT ARRAY[pg_sleep(60)]",
     "SELECT (pg_stat_file('x')).size",
+    // A dot after an expression is a call: `x.f` is `f(x)` where x has no column f.
+    "SELECT ('app.jwt_secret'::text).current_setting",
+    "SELECT (60).pg_sleep",
+    "SELECT (pid).pg_cancel_backend FROM (VALUES (1)) p(pid)",
+    "SELECT ('host=127.0.0.1'::text).dblink_connect",
+    "SELECT (SELECT 60).pg_sleep",
+    "SELECT (ARRAY[60])[1].pg_sleep",
+    "SELECT meta['a'].pg_sleep FROM notes",
+    "SELECT * FROM notes WHERE (id).pg_advisory_lock IS NULL",
     // The file system, programs, other connections.
     "COPY notes TO '/tmp/x'",
     "COPY (SELECT 1) TO PROGRAM 'id'",
@@ -129,6 +143,21 @@ pub(crate) const DANGEROUS: &[&str] = &[
     "DISCARD ALL",
 ];
 
+/// Read as columns by the parser; the database knows them for functions, and is asked.
+pub(crate) const CALLED: &[&str] = &[
+    "SELECT g.current_setting FROM unnest(ARRAY['app.jwt_secret']) g",
+    "SELECT g.\"current_setting\" FROM unnest(ARRAY['app.jwt_secret']) g",
+    "SELECT g.Current_Setting FROM unnest(ARRAY['app.jwt_secret']) g",
+    "SELECT g.pg_sleep FROM (VALUES (60)) v(n), LATERAL generate_series(60, 60) g",
+    "SELECT generate_series.pg_advisory_lock FROM generate_series(1, 2)",
+    "SELECT g.pg_advisory_lock[1] FROM generate_series(1, 2) g",
+    "SELECT 1 FROM generate_series(1, 2) g ORDER BY g.pg_cancel_backend",
+    "SELECT count(*) FROM generate_series(1, 2) g WHERE g.pg_terminate_backend",
+    "SELECT notes.peek FROM notes",
+    "SELECT public.notes.peek FROM notes",
+    "SELECT notes.\"a\"\"b\" FROM notes",
+];
+
 /// What people ask; run on a database by the tests of the module.
 pub(crate) const BENIGN: &[&str] = &[
     "SELECT 1",
@@ -182,6 +211,9 @@ pub(crate) const BENIGN: &[&str] = &[
     "SELECT lpad(id::text, 5, '0') FROM notes",
     "SELECT * FROM notes ORDER BY id FETCH FIRST 2 ROWS ONLY",
     "SELECT body || ' ' || id FROM notes WHERE body IS NOT NULL AND (id <> 2 OR NOT false)",
+    "SELECT public.notes.body, notes.id FROM public.notes",
+    "SELECT t.name, t.date, t.text, t.version, t.age FROM (VALUES ('a', 1, 2, 3, 4)) t(name, date, text, version, age)",
+    "SELECT t.a[1], t.a[1:2], n.meta['a'][0], (ARRAY[1])[1] FROM (VALUES (ARRAY[1])) t(a), notes n",
 ];
 
 const MYSQL_DANGEROUS: &[&str] = &[
@@ -247,6 +279,17 @@ const SQLITE_DANGEROUS: &[&str] = &[
     "SELECT 1; DELETE FROM notes",
     "REINDEX",
     "SELECT sqlite_compileoption_get(1)",
+    // One step that nothing interrupts.
+    "SELECT instr(hex(data), 'a') FROM notes",
+    "SELECT replace(body, 'a', 'aa') FROM notes",
+    "SELECT trim(body, 'abc') FROM notes",
+    "SELECT ltrim(body, 'abc') FROM notes",
+    "SELECT rtrim(body, body) FROM notes",
+    "SELECT unhex(body, body) FROM notes",
+    "SELECT body LIKE body FROM notes",
+    "SELECT body NOT LIKE '%' || body FROM notes",
+    "SELECT body GLOB body FROM notes",
+    "SELECT like(body, body), glob(body, body) FROM notes",
 ];
 
 /// Lists of literals made to be read in two ways, as far as they are let through: the text that
@@ -275,7 +318,7 @@ fn sample(of: &[&'static str]) -> impl Strategy<Value = &'static str> + use<> {
 }
 
 fn columns(engine: Engine, sent: &str) -> usize {
-    match *parse(engine, sent).unwrap().body {
+    match *parse(engine, sent).unwrap().0.body {
         SetExpr::Select(select) => select.projection.len(),
         _ => panic!("{sent}"),
     }
@@ -295,6 +338,28 @@ fn no_dangerous_statement_is_let_through() {
     for engine in [Engine::MySql, Engine::Sqlite] {
         assert_eq!(accepted(engine, &DANGEROUS[..8]), [], "{engine:?}");
     }
+}
+
+#[test]
+fn a_pattern_for_sqlite_is_a_short_text() {
+    let like = |n: usize| {
+        ["LIKE", "GLOB"]
+            .map(|op| judge(Engine::Sqlite, &format!("SELECT a {op} '{}'", "x".repeat(n))).is_ok())
+    };
+    assert_eq!((like(200), like(201)), ([true; 2], [false; 2]));
+    assert!(judge(Engine::Sqlite, "SELECT trim(a), ltrim(a), rtrim(a), unhex(a) FROM b").is_ok());
+}
+
+/// The parser cannot know them for functions; it names them, and the database is asked.
+#[test]
+fn whatever_stands_after_a_dot_is_named() {
+    for sql in CALLED {
+        let judged = super::judge(Engine::Postgres, sql).unwrap();
+        assert_eq!(judged.fields.len(), 1, "{sql}: {:?}", judged.fields);
+    }
+    let fields =
+        super::judge(Engine::Postgres, "SELECT n.Body, n.\"X\", n.lower, n.a[1], id FROM n").unwrap();
+    assert_eq!(fields.fields.into_iter().collect::<Vec<_>>(), ["X", "a", "body"]);
 }
 
 #[test]

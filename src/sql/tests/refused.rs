@@ -12,6 +12,10 @@ async fn powerful_roles_are_refused(db: PgPool) {
             ("ALTER ROLE {} BYPASSRLS", "ALTER ROLE {} NOBYPASSRLS"),
             ("ALTER ROLE {} CREATEROLE", "ALTER ROLE {} NOCREATEROLE"),
             ("GRANT pg_read_server_files TO {}", "REVOKE pg_read_server_files FROM {}"),
+            ("GRANT pg_monitor TO {}", "REVOKE pg_monitor FROM {}"),
+            ("GRANT pg_read_all_settings TO {}", "REVOKE pg_read_all_settings FROM {}"),
+            ("GRANT pg_read_all_stats TO {}", "REVOKE pg_read_all_stats FROM {}"),
+            ("GRANT pg_signal_backend TO {}", "REVOKE pg_signal_backend FROM {}"),
             ("GRANT pg_execute_server_program TO {}", "REVOKE pg_execute_server_program FROM {}"),
         ] {
             let run = async |statement: &str| {
