@@ -106,6 +106,7 @@ impl Sweep<'_> {
         drain!(self, "expired_calls", |tx, batch| sweeps::expire_calls(tx, batch));
         drain!(self, "revived_calls", |tx, batch| sweeps::revive_calls(tx, stuck, batch));
         drain!(self, "affordable_calls", |tx, batch| sweeps::afford_calls(tx, batch));
+        drain!(self, "reminded_calls", |tx, batch| sweeps::remind_calls(tx, batch));
         let mut tx = self.turn.begin(self.ctx).await?;
         let workers = sweeps::workers(&mut tx, WORKER_UNSEEN).await?;
         tx.commit().await?;

@@ -4,8 +4,13 @@
 --   approve_call, deny_call, cancel_call, resolve_unknown    a person's word on it
 --   write_tool_messages    appends what is finished, in the order of the calls
 --
--- Locks are taken in one order by all: the job, the call, the conversation. Every change of a state
--- writes its event in the same transaction, by trigger, whoever made it.
+-- Locks are taken in one order by all: the job, the call, the conversation. So a transaction of the
+-- chat layer says a person's word on its calls before it writes messages of their conversation. Every
+-- change of a state writes its event in the same transaction, by trigger, whoever made it.
+--
+-- Who may talk to an agent is the chat layer's word (user_agents): whoever may write an assistant's
+-- message of that agent may have it call the agent's tools. The worker asks agent_tools, user_tools
+-- and the role's policies, and never user_agents.
 
 CREATE TYPE gristmill.tool_decision AS ENUM ('allow', 'ask', 'deny');
 
@@ -50,6 +55,8 @@ ALTER TABLE gristmill.tool_calls
     ADD COLUMN ordered_by uuid,
     -- How often a lost job was replaced.
     ADD COLUMN revived smallint NOT NULL DEFAULT 0,
+    -- Why it was called off while its server works on it: the worker tells the server, and ends it.
+    ADD COLUMN called_off text CHECK (called_off <> ''),
     ADD FOREIGN KEY (workspace_id, ordered_by) REFERENCES gristmill.users (workspace_id, id) ON DELETE SET NULL (ordered_by);
 CREATE INDEX tool_calls_by_orderer ON gristmill.tool_calls (ordered_by);
 CREATE INDEX tool_calls_by_expiry ON gristmill.tool_calls (expires_at) WHERE expires_at IS NOT NULL;
@@ -63,6 +70,22 @@ ALTER TABLE gristmill.tool_attempts
 DROP INDEX gristmill.tool_attempts_effectful_once;
 CREATE UNIQUE INDEX tool_attempts_effectful_once ON gristmill.tool_attempts (call_id)
     WHERE effect = 'effectful' AND NOT ordered AND NOT unsent;
+
+-- As before, and a call that was started when it was taken for harmless, whose outcome is not known,
+-- and that counts as effectful now: REQUESTED > UNKNOWN.
+CREATE OR REPLACE FUNCTION gristmill.tool_call_edge(
+    old_state gristmill.tool_call_state, new_state gristmill.tool_call_state
+) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT (old_state, new_state) IN (
+        ('REQUESTED', 'STARTED'), ('STARTED', 'OK'), ('STARTED', 'ERROR'), ('STARTED', 'UNKNOWN'),
+        ('STARTED', 'CANCELLED'), ('STARTED', 'REQUESTED'), ('STARTED', 'NEEDS_AUTH'),
+        ('REQUESTED', 'NEEDS_APPROVAL'), ('REQUESTED', 'NEEDS_AUTH'), ('REQUESTED', 'BUDGET'),
+        ('REQUESTED', 'ERROR'), ('REQUESTED', 'DENIED'), ('REQUESTED', 'CANCELLED'), ('REQUESTED', 'UNKNOWN'),
+        ('NEEDS_APPROVAL', 'REQUESTED'), ('NEEDS_APPROVAL', 'DENIED'), ('NEEDS_APPROVAL', 'CANCELLED'),
+        ('NEEDS_AUTH', 'REQUESTED'), ('NEEDS_AUTH', 'DENIED'), ('NEEDS_AUTH', 'CANCELLED'),
+        ('BUDGET', 'REQUESTED'), ('BUDGET', 'DENIED'), ('BUDGET', 'CANCELLED'),
+        ('UNKNOWN', 'REQUESTED'), ('UNKNOWN', 'OK'), ('UNKNOWN', 'ERROR'))
+$$;
 
 ALTER TABLE gristmill.tool_results
     ADD COLUMN is_error boolean NOT NULL DEFAULT false,
@@ -96,7 +119,10 @@ BEGIN
         NEW.workspace_id,
         'tool_call.' || CASE
             WHEN TG_OP = 'INSERT' OR NEW.state <> 'REQUESTED' THEN lower(NEW.state::text)
-            WHEN OLD.state = 'NEEDS_APPROVAL' THEN 'approved'
+            WHEN OLD.state = 'NEEDS_APPROVAL' AND EXISTS (
+                SELECT FROM gristmill.tool_approvals a
+                WHERE a.call_id = NEW.id AND a.decision = 'APPROVED' AND a.expires_at > now()
+                  AND a.arguments_sha256 = NEW.arguments_sha256) THEN 'approved'
             WHEN OLD.state = 'STARTED' THEN 'retried'
             WHEN OLD.state = 'UNKNOWN' THEN 'ordered'
             ELSE 'resumed' END,
@@ -132,7 +158,7 @@ CREATE FUNCTION gristmill.call_tool(
 DECLARE
     asker record;
     digest bytea := gristmill.arguments_digest(coalesce(call_tool.arguments, '{}'));
-    known_digest bytea;
+    known record;
 BEGIN
     SELECT m.workspace_id, m.conversation_id, m.role INTO asker FROM gristmill.messages m
     WHERE m.id = call_tool.message AND m.workspace_id = coalesce(gristmill.current_workspace(), m.workspace_id);
@@ -167,10 +193,18 @@ BEGIN
             workspace => asker.workspace_id, max_attempts => 4) e;
         RETURN;
     END IF;
-    SELECT x.id, x.arguments_sha256 INTO call_id, known_digest FROM gristmill.tool_calls x
+    -- The tool may have been renamed since: any of its names is the same call.
+    SELECT x.id, x.arguments_sha256, x.tool_name, call_tool.tool = x.tool_name
+           OR call_tool.tool IN (f.name, f.external_id) OR lower(call_tool.tool) = x.tool_id::text AS is_its_tool
+    INTO known FROM gristmill.tool_calls x LEFT JOIN gristmill.tools f ON f.id = x.tool_id
     WHERE x.message_id = call_tool.message AND x.tool_call_id = call_tool.tool_call_id;
-    IF known_digest <> digest THEN
+    call_id := known.id;
+    IF known.arguments_sha256 <> digest THEN
         RAISE EXCEPTION 'call % of message % was asked for with other arguments', call_tool.tool_call_id, call_tool.message
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'a changed call needs a tool_call_id of its own';
+    ELSIF known.is_its_tool IS NOT TRUE THEN
+        RAISE EXCEPTION 'call % of message % was asked for of another tool, %', call_tool.tool_call_id, call_tool.message,
+            known.tool_name
             USING ERRCODE = 'invalid_parameter_value', HINT = 'a changed call needs a tool_call_id of its own';
     END IF;
     SELECT j.id INTO job_id FROM gristmill.jobs j
@@ -215,6 +249,9 @@ BEGIN
     SELECT m.workspace_id, m.conversation_id INTO asker FROM gristmill.messages m
     WHERE m.id = write_tool_messages.message
       AND m.workspace_id = coalesce(gristmill.current_workspace(), m.workspace_id);
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
     -- Those that end at once come here one after the other, and each sees what the others wrote.
     PERFORM FROM gristmill.conversations x WHERE x.id = asker.conversation_id FOR NO KEY UPDATE;
     FOR c IN
@@ -305,17 +342,32 @@ BEGIN
 END
 $$;
 
--- Ends a call without its tool's word: the model reads `why`.
+-- Whether a start of a call, other than `besides`, may have had an effect that nobody knows of.
+CREATE FUNCTION gristmill.may_be_done(call uuid, besides uuid DEFAULT NULL) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, gristmill, pg_temp AS $$
+    SELECT EXISTS (SELECT FROM gristmill.tool_attempts a
+                   WHERE a.call_id = call AND a.id IS DISTINCT FROM besides AND a.effect = 'effectful' AND NOT a.unsent
+                     AND (a.outcome IS NULL OR a.outcome = 'UNKNOWN'))
+$$;
+
+-- Ends a call without its tool's word: the model reads `why`. Where nobody has said what became of
+-- a start, the model is not left to believe that nothing was done.
 CREATE FUNCTION gristmill.end_tool_call(held gristmill.tool_calls, as_state gristmill.tool_call_state, why text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp AS $$
 DECLARE
-    says text := format('[from the house, about the tool %s: %s] %s', held.tool_name, as_state, why);
-    given jsonb := jsonb_build_object('content', jsonb_build_array(jsonb_build_object('type', 'text', 'text', says)),
-                                      'isError', as_state <> 'OK');
+    says text;
+    given jsonb;
 BEGIN
     IF held.workspace_id <> coalesce(gristmill.current_workspace(), held.workspace_id) THEN
         RAISE EXCEPTION 'there is no tool call %', held.id USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    -- What ends an UNKNOWN call speaks of that itself.
+    IF held.state <> 'UNKNOWN' AND gristmill.may_be_done(held.id) THEN
+        why := why || '; it may have been done all the same: how a start of it ended is not known';
+    END IF;
+    says := format('[from the house, about the tool %s: %s] %s', held.tool_name, as_state, why);
+    given := jsonb_build_object('content', jsonb_build_array(jsonb_build_object('type', 'text', 'text', says)),
+                                'isError', as_state <> 'OK');
     UPDATE gristmill.tool_attempts SET
         outcome = CASE WHEN as_state = 'DENIED' THEN 'CANCELLED' ELSE as_state END, failure = why,
         finished_at = clock_timestamp()
@@ -387,7 +439,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_te
 DECLARE
     held gristmill.tool_calls := gristmill.hold_tool_call(call);
     why text := 'cancelled' || coalesce(': ' || cancel_call.reason, ' on request');
-    job uuid;
+    job record;
 BEGIN
     IF held.state = 'UNKNOWN' THEN
         RAISE EXCEPTION 'the outcome of tool call % is unknown: it cannot be cancelled', call
@@ -396,11 +448,19 @@ BEGIN
         RETURN held.state;
     END IF;
     IF held.state = 'STARTED' THEN
-        SELECT j.id INTO job FROM gristmill.jobs j
+        SELECT j.id, j.state INTO job FROM gristmill.jobs j
         WHERE j.workspace_id = held.workspace_id AND j.kind = 'tool_call' AND j.unique_key = call::text
           AND j.state IN ('SCHEDULED', 'WAITING', 'RUNNING', 'PARKED');
-        IF FOUND THEN
-            PERFORM gristmill.cancel(job);
+        IF FOUND AND job.state <> 'RUNNING' AND EXISTS (
+            SELECT FROM gristmill.tool_attempts a WHERE a.call_id = call AND a.outcome IS NULL AND a.task IS NOT NULL) THEN
+            -- Its server works on it, and only a worker can tell it to stop.
+            UPDATE gristmill.tool_calls x SET called_off = why WHERE x.id = call;
+            UPDATE gristmill.jobs j SET state = 'WAITING', reason = NULL, run_at = clock_timestamp(), priority = 32767
+            WHERE j.id = job.id;
+            PERFORM pg_notify('gristmill_jobs', 'tool_call');
+            RETURN held.state;
+        ELSIF job.id IS NOT NULL THEN
+            PERFORM gristmill.cancel(job.id);
             RETURN held.state;
         END IF;
     END IF;
@@ -529,14 +589,61 @@ BEGIN
 END
 $$;
 
+-- Wakes parked calls that wait for what is there: a credential or a user's key that came, a definition
+-- that was approved. Whoever brings it wakes them too; but a call that parks while that transaction is
+-- open is seen by neither. Only what came not long before the call's last look counts, so that a
+-- credential that its server refuses is not shown again for ever.
+CREATE FUNCTION gristmill.remind_tool_calls(at_most int) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp AS $$
+DECLARE
+    one record;
+    held gristmill.tool_calls;
+    woken bigint := 0;
+BEGIN
+    FOR one IN
+        SELECT x.id, x.workspace_id, x.state FROM gristmill.tool_calls x
+        JOIN gristmill.tools t ON t.id = x.tool_id
+        WHERE CASE
+            WHEN x.finished_at IS NOT NULL THEN false
+            WHEN x.state = 'NEEDS_AUTH' OR x.state = 'STARTED' THEN
+                EXISTS (SELECT FROM gristmill.tool_credentials k
+                        WHERE k.workspace_id = x.workspace_id AND (k.tool_id = t.id OR k.connection_id = t.connection_id)
+                          AND (k.user_id IS NULL OR k.user_id = x.user_id)
+                          AND k.failure IS NULL AND k.updated_at > x.updated_at - interval '10 min')
+                OR EXISTS (SELECT FROM gristmill.user_keys u
+                           WHERE u.workspace_id = x.workspace_id AND u.user_id = x.user_id AND u.retired_at IS NULL
+                             AND u.updated_at > x.updated_at - interval '10 min')
+            WHEN x.state = 'NEEDS_APPROVAL' AND x.reason LIKE 'definition:%' THEN
+                EXISTS (SELECT FROM gristmill.offered_tools o WHERE o.id = t.id)
+                AND NOT EXISTS (SELECT FROM gristmill.mcp_server_connections c
+                                WHERE c.id = t.connection_id AND c.changed_at IS NOT NULL)
+            ELSE false END
+          AND EXISTS (SELECT FROM gristmill.jobs j
+                      WHERE j.workspace_id = x.workspace_id AND j.kind = 'tool_call' AND j.unique_key = x.id::text
+                        AND j.state = 'PARKED')
+        ORDER BY x.updated_at LIMIT at_most
+    LOOP
+        PERFORM set_config('gristmill.workspace', one.workspace_id::text, true);
+        held := gristmill.hold_tool_call(one.id, false);
+        CONTINUE WHEN held.state IS DISTINCT FROM one.state;
+        PERFORM gristmill.wake_tool_call(held);
+        woken := woken + 1;
+    END LOOP;
+    PERFORM set_config('gristmill.workspace', '', true);
+    RETURN woken;
+END
+$$;
+
 REVOKE EXECUTE ON FUNCTION gristmill.arguments_digest, gristmill.tell_tool_call, gristmill.call_tool, gristmill.call_tools,
     gristmill.write_tool_messages, gristmill.hold_tool_call, gristmill.wake_tool_call, gristmill.end_tool_call,
     gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown,
-    gristmill.expire_tool_calls, gristmill.revive_tool_calls, gristmill.afford_tool_calls FROM PUBLIC;
+    gristmill.expire_tool_calls, gristmill.revive_tool_calls, gristmill.afford_tool_calls, gristmill.remind_tool_calls,
+    gristmill.may_be_done FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION gristmill.arguments_digest, gristmill.call_tool, gristmill.call_tools,
     gristmill.write_tool_messages, gristmill.hold_tool_call, gristmill.end_tool_call,
     gristmill.approve_call, gristmill.deny_call, gristmill.cancel_call, gristmill.resolve_unknown,
-    gristmill.expire_tool_calls, gristmill.revive_tool_calls, gristmill.afford_tool_calls TO gristmill_worker;
+    gristmill.expire_tool_calls, gristmill.revive_tool_calls, gristmill.afford_tool_calls, gristmill.remind_tool_calls,
+    gristmill.may_be_done TO gristmill_worker;
 -- Whoever may enqueue may call tools and say a person's word on the calls.
 DO $$
 DECLARE

@@ -13,8 +13,8 @@ use serde_json::Value;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Between two looks whether a sync has looked at a server whose tools changed.
-const SYNC_PAUSE: Duration = Duration::from_secs(2);
+/// Before a call whose tool changed while it was made ready is looked at anew.
+const CHANGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A call that may be made, and how.
 pub struct Cleared {
@@ -32,6 +32,11 @@ pub struct Cleared {
 /// What the rows say.
 enum Verdict {
     Go(Box<Cleared>),
+    No(No),
+}
+
+/// Why not, or not yet.
+enum No {
     /// It must not be made.
     Deny(String),
     /// It cannot be made as it is; the model may do better.
@@ -39,24 +44,70 @@ enum Verdict {
     Park(ToolCallState, Parked, String),
 }
 
+fn deny(why: impl Into<String>) -> Verdict {
+    Verdict::No(No::Deny(why.into()))
+}
+
+fn fail(why: String) -> Verdict {
+    Verdict::No(No::Fail(why))
+}
+
+fn wait(state: ToolCallState, parked: Parked, reason: String) -> Verdict {
+    Verdict::No(No::Park(state, parked, reason))
+}
+
 /// Goes on with a call that may be made; ends or parks one that may not.
 pub async fn clear(ctx: &Context, turn: &Turn, call: &Call) -> Result<Step<Cleared>, JobError> {
     let mut tx = turn.begin(ctx).await?;
-    let verdict = judge(ctx, &mut tx, call).await?;
-    let (state, why) = match verdict {
+    match judge(ctx, &mut tx, call).await? {
         Verdict::Go(cleared) => {
+            if call.state != ToolCallState::Requested {
+                tool_calls::request_again(&mut tx, call.id).await?;
+            }
             tx.commit().await?;
-            return Ok(Step::On(*cleared));
+            Ok(Step::On(*cleared))
         }
-        Verdict::Park(state, parked, reason) => {
-            return park(ctx, turn, tx, (call, state, parked, &reason)).await.map(Step::Over);
+        Verdict::No(no) => stop(ctx, turn, tx, (call, no)).await.map(Step::Over),
+    }
+}
+
+/// Looks once more, in the transaction that writes the start: what was taken away meanwhile stops the
+/// call, and what it was made ready with must be what is there.
+pub async fn still(
+    ctx: &Context,
+    turn: &Turn,
+    mut tx: Tx,
+    (call, cleared): (&Call, &Cleared),
+) -> Result<Step<Tx>, JobError> {
+    match judge(ctx, &mut tx, call).await? {
+        Verdict::Go(now) => {
+            let same = (&now.tool, now.effect, now.definition)
+                == (&cleared.tool, cleared.effect, cleared.definition);
+            if same {
+                return Ok(Step::On(tx));
+            }
+            let reason = "its tool changed while it was made ready".to_owned();
+            Err(JobError::Wait { delay: CHANGE_PAUSE, reason })
         }
-        Verdict::Deny(why) => (ToolCallState::Denied, why),
-        Verdict::Fail(why) => (ToolCallState::Error, why),
+        Verdict::No(no) => stop(ctx, turn, tx, (call, no)).await.map(Step::Over),
+    }
+}
+
+/// Ends or parks a call that may not be made.
+async fn stop(ctx: &Context, turn: &Turn, mut tx: Tx, (call, no): (&Call, No)) -> Result<Done, JobError> {
+    let (state, why) = match no {
+        No::Park(state, parked, reason) => {
+            return park(ctx, turn, tx, (call, state, parked, &reason)).await;
+        }
+        No::Deny(why) => (ToolCallState::Denied, why),
+        No::Fail(why) => (ToolCallState::Error, why),
     };
     tracing::info!(call = %call.id, %state, why, "not made");
+    if state == ToolCallState::Error && call.state != ToolCallState::Requested {
+        tool_calls::request_again(&mut tx, call.id).await?;
+    }
     tool_calls::end(&mut tx, call.id, state, &why).await?;
-    turn.finish(tx).await.map(Step::Over)
+    turn.finish(tx).await
 }
 
 /// A call that goes on where it was, at the other side: it was cleared when it started. `None`: its
@@ -86,13 +137,19 @@ pub async fn unready(ctx: &Context, turn: &Turn, call: &Call, error: JobError) -
     turn.finish(tx).await
 }
 
-/// Parks the call and its job together.
+/// Parks the call and its job together. A call that looked again and still waits for the same says
+/// nothing new.
 pub async fn park(
     ctx: &Context,
     turn: &Turn,
     mut tx: Tx,
     (call, state, parked, reason): (&Call, ToolCallState, Parked, &str),
 ) -> Result<Done, JobError> {
+    let waits =
+        matches!(call.state, ToolCallState::NeedsApproval | ToolCallState::NeedsAuth | ToolCallState::Budget);
+    if waits && call.state != state {
+        tool_calls::request_again(&mut tx, call.id).await?;
+    }
     tool_calls::park(&mut tx, call.id, state, (reason, outcome::patience(ctx))).await?;
     turn.park(tx, parked, reason).await
 }
@@ -100,7 +157,7 @@ pub async fn park(
 async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobError> {
     let access = tool_access::of_call(tx, call.id).await?;
     if let Some(why) = refusal_of_asker(&access) {
-        return Ok(Verdict::Deny(why.to_owned()));
+        return Ok(deny(why));
     }
     if call.tool.is_none() && call.tool_name == super::READ_RESULT {
         return Ok(Verdict::Go(Box::new(built_in(ctx, &access))));
@@ -108,26 +165,25 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
     let Some(tool) = access.tool.clone() else {
         let names = tool_access::names(tx, call.id).await?;
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        return Ok(Verdict::Fail(format!("there is no such tool here; there is: {there}")));
+        return Ok(fail(format!("there is no such tool here; there is: {there}")));
     };
     if let Some(why) = refusal_of_tool(&access, call) {
-        return Ok(Verdict::Deny(why.to_owned()));
+        return Ok(deny(why));
     }
     if let Some(fault) = misfit(&tool, &call.arguments) {
-        return Ok(Verdict::Fail(fault));
+        return Ok(fail(fault));
     }
     let definition = match access.review {
         Review::Ours => None,
         Review::Approved(id) => Some(id),
         Review::Refused => {
-            return Ok(Verdict::Deny("its definition was looked at and refused".into()));
+            return Ok(deny("its definition was looked at and refused"));
         }
         Review::Pending => {
             return Ok(needs_review("its definition is new or has changed and waits for a person's look"));
         }
         Review::Changed => {
-            let reason = "its server says that its tools changed, and a sync is to look first".to_owned();
-            return Err(JobError::Wait { delay: SYNC_PAUSE, reason });
+            return Ok(needs_review("its server says that its tools changed, and a sync is to look first"));
         }
         Review::Unpinned => {
             return Ok(needs_review("no definition of it is kept: `gristmill tool sync` brings it"));
@@ -139,22 +195,22 @@ async fn judge(ctx: &Context, tx: &mut Tx, call: &Call) -> Result<Verdict, JobEr
     match decision(ctx, policy, effect) {
         Decision::Deny => {
             let note = policy.and_then(|policy| policy.note.as_deref()).unwrap_or("no reason was given");
-            return Ok(Verdict::Deny(format!("a policy of the workspace forbids such a call: {note}")));
+            return Ok(deny(format!("a policy of the workspace forbids such a call: {note}")));
         }
         Decision::Ask if !call.ordered && !tool_calls::is_approved(tx, call.id).await? => {
             let reason = format!("approval: a person must approve this call of an {effect} tool");
-            return Ok(Verdict::Park(ToolCallState::NeedsApproval, Parked::NeedsApproval, reason));
+            return Ok(wait(ToolCallState::NeedsApproval, Parked::NeedsApproval, reason));
         }
         Decision::Ask | Decision::Allow => {}
     }
     if !access.has_credential {
         let reason =
             format!("credential: {} needs one ({}), and none is stored", tool.name, tool.authentication);
-        return Ok(Verdict::Park(ToolCallState::NeedsAuth, Parked::NeedsAuth, reason));
+        return Ok(wait(ToolCallState::NeedsAuth, Parked::NeedsAuth, reason));
     }
     if let Some(whose) = &access.spent_budget {
         let reason = format!("budget: the {whose}'s budget is used up");
-        return Ok(Verdict::Park(ToolCallState::Budget, Parked::Budget, reason));
+        return Ok(wait(ToolCallState::Budget, Parked::Budget, reason));
     }
     Ok(Verdict::Go(Box::new(cleared(ctx, &access, (tool, effect, definition)))))
 }
@@ -175,7 +231,7 @@ fn cleared(
 }
 
 fn needs_review(why: &str) -> Verdict {
-    Verdict::Park(ToolCallState::NeedsApproval, Parked::NeedsApproval, format!("definition: {why}"))
+    wait(ToolCallState::NeedsApproval, Parked::NeedsApproval, format!("definition: {why}"))
 }
 
 fn built_in(ctx: &Context, access: &Access) -> Cleared {
@@ -251,15 +307,23 @@ fn misfit(tool: &Tool, arguments: &Value) -> Option<String> {
 }
 
 /// Whether a policy is about these arguments. One whose schema cannot be read allows nothing, and
-/// forbids or asks all it may have meant.
+/// forbids or asks all it may have meant. One that allows speaks of arguments that are there: a call
+/// that leaves out what the policy bounds is not what it allows.
 fn fits(policy: &Policy, arguments: &Value) -> bool {
     match &policy.arguments {
         None => true,
+        Some(schema) if policy.decision == Decision::Allow && lacks(schema, arguments) => false,
         Some(schema) => match jsonschema::validator_for(schema) {
             Ok(validator) => validator.is_valid(arguments),
             Err(_) => policy.decision != Decision::Allow,
         },
     }
+}
+
+/// Whether an argument that the schema names is left out.
+fn lacks(schema: &Value, arguments: &Value) -> bool {
+    let named = schema.get("properties").and_then(Value::as_object);
+    named.is_some_and(|named| named.keys().any(|name| arguments.get(name).is_none()))
 }
 
 fn decision(ctx: &Context, policy: Option<&Policy>, effect: Effect) -> Decision {

@@ -3,7 +3,7 @@
 
 use super::clear::{self, Cleared};
 use super::ready::{self, Ready};
-use super::{Step, outcome};
+use super::{Step, outcome, server};
 use crate::context::Context;
 use crate::domain::{Effect, ToolCallId, ToolCallState};
 use crate::job::{Done, JobError, Parked, Turn, Why};
@@ -48,8 +48,7 @@ pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<
         return Ok(Step::Over(turn.nothing_to_write()));
     };
     match call.state {
-        Requested => {}
-        NeedsApproval | NeedsAuth | Budget => tool_calls::request_again(&mut tx, id).await?,
+        Requested | NeedsApproval | NeedsAuth | Budget => {}
         Started => {
             let open = tool_attempts::open(&mut tx, id).await?;
             if let Some(open) = open.clone().filter(|open| open.task.is_some()) {
@@ -68,6 +67,7 @@ pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<
                 tool_attempts::finish(&mut tx, open.id, outcome).await?;
             }
             tool_calls::request_again(&mut tx, id).await?;
+            call.state = Requested;
         }
         // Woken by hand, but nobody has said a word on it.
         Unknown if !call.has_result => {
@@ -77,7 +77,6 @@ pub async fn take_up(ctx: &Context, turn: &Turn, id: ToolCallId) -> Result<Step<
         _ => return turn.finish(tx).await.map(Step::Over),
     }
     tx.commit().await?;
-    call.state = Requested;
     Ok(Step::On(Taken::New(call)))
 }
 
@@ -99,6 +98,17 @@ pub async fn start(
         let reason = format!("siblings: {} calls of the message are at work", cleared.parallel);
         return Err(JobError::Wait { delay: SIBLINGS_PAUSE, reason });
     }
+    let mut tx = match clear::still(ctx, turn, tx, (&call, &cleared)).await? {
+        Step::On(tx) => tx,
+        Step::Over(done) => return Ok(Step::Over(done)),
+    };
+    if cleared.effect == Effect::Effectful
+        && !call.ordered
+        && tool_attempts::was_left_open(&mut tx, call.id).await?
+    {
+        let reason = "it was started when it was taken for harmless, and may have been done then";
+        return unknown(ctx, turn, tx, (&call, None, reason)).await.map(Step::Over);
+    }
     let start =
         Start { call: call.id, effect: cleared.effect, ordered: call.ordered, ordered_by: call.ordered_by };
     let attempt = tool_attempts::insert(&mut tx, turn.workspace(), start).await?;
@@ -112,24 +122,56 @@ pub async fn go_on(ctx: &Context, turn: &Turn, call: Call, open: Open) -> Result
     let ready = match clear::again(ctx, turn, &call).await? {
         Some(cleared) => match ready::prepare(ctx, turn, &call, &cleared).await {
             Ok(ready) => Ok((cleared, ready)),
-            Err(error @ (JobError::Transient(_) | JobError::Wait { .. } | JobError::Lost)) => {
+            Err(error @ (JobError::Transient(_) | JobError::Wait { .. } | JobError::Lost))
+                if call.called_off.is_none() || !outcome::is_last_try(turn) =>
+            {
                 return Err(error);
+            }
+            Err(JobError::Park { why: Parked::NeedsAuth, reason })
+                if call.called_off.is_none() && open.effect != Effect::Effectful =>
+            {
+                return wait_at_work(ctx, turn, &call, &reason).await.map(Step::Over);
             }
             Err(error) => Err(format!("its server works on it and cannot be asked any more: {error}")),
         },
         None => Err("its server works on it, and the tool was removed".to_owned()),
     };
+    if let Some(why) = &call.called_off {
+        if let (Ok((_, Ready::Mcp(connected))), Some(task)) = (&ready, &open.task) {
+            server::call_off(ctx, connected, task).await;
+        }
+        let mut tx = turn.begin(ctx).await?;
+        tool_calls::end(&mut tx, call.id, ToolCallState::Cancelled, why).await?;
+        return turn.finish(tx).await.map(Step::Over);
+    }
     match ready {
         Ok((mut cleared, ready)) => {
+            let mut tx = turn.begin(ctx).await?;
+            tool_calls::goes_on(&mut tx, call.id).await?;
+            tx.commit().await?;
             cleared.effect = open.effect;
             let Open { id: attempt, task, age, .. } = open;
             Ok(Step::On(Started { call, cleared, ready, attempt, task, age }))
+        }
+        Err(why) if open.effect != Effect::Effectful => {
+            let mut tx = turn.begin(ctx).await?;
+            tool_calls::end(&mut tx, call.id, ToolCallState::Error, &why).await?;
+            turn.finish(tx).await.map(Step::Over)
         }
         Err(why) => {
             let tx = turn.begin(ctx).await?;
             unknown(ctx, turn, tx, (&call, Some(open.id), &why)).await.map(Step::Over)
         }
     }
+}
+
+/// Its server works on it, and can be asked again once somebody saved a credential: nothing is lost
+/// meanwhile, so the call stays STARTED.
+pub async fn wait_at_work(ctx: &Context, turn: &Turn, call: &Call, why: &str) -> Result<Done, JobError> {
+    let reason = format!("credential: {why}");
+    let mut tx = turn.begin(ctx).await?;
+    tool_calls::wait_at_work(&mut tx, call.id, (&reason, outcome::patience(ctx))).await?;
+    turn.park(tx, Parked::NeedsAuth, &reason).await
 }
 
 /// Nobody knows whether it was done: a person is asked, and nothing is sent meanwhile.
@@ -163,10 +205,7 @@ pub async fn give_up(tx: &mut Tx, id: ToolCallId, why: &Why) -> sqlx::Result<()>
     let Some(call) = tool_calls::hold(tx, id).await? else { return Ok(()) };
     let called_off = why.code == "cancelled";
     match call.state {
-        Started if called_off => {
-            let says = "cancelled while it was at work: it may have been done";
-            tool_calls::end(tx, id, Cancelled, says).await
-        }
+        Started if called_off => tool_calls::end(tx, id, Cancelled, "cancelled while it was at work").await,
         Started => {
             let open = tool_attempts::open(tx, id).await?;
             if clear::effect_now(tx, &call, open.as_ref()).await? == Effect::Effectful {

@@ -60,6 +60,9 @@ async fn fail(ctx: &Context, turn: &Turn, started: &Started, failure: Failure) -
     }
     tracing::info!(call = %started.call.id, reached = ?failure.reached, transient = failure.transient, "the call failed");
     let effectful = started.cleared.effect == Effect::Effectful;
+    if failure.needs_auth && started.task.is_some() && !effectful {
+        return ledger::wait_at_work(ctx, turn, &started.call, &short(&failure.text)).await;
+    }
     if failure.needs_auth && failure.reached != Reached::Perhaps {
         return ask_for_credential(ctx, turn, started, &failure.text).await;
     }
@@ -77,8 +80,19 @@ async fn fail(ctx: &Context, turn: &Turn, started: &Started, failure: Failure) -
     }
     let mut output = failure.partial.unwrap_or_default();
     output.content.extend(ToolOutput::text(failure.text).content);
+    if unsent && was_done_before(ctx, turn, started).await? {
+        let note = "This start was not sent, but an earlier start of it may have been done.";
+        output.content.extend(ToolOutput::text(note).content);
+    }
     output.is_error = true;
     answer(ctx, turn, started, (output, unsent)).await
+}
+
+async fn was_done_before(ctx: &Context, turn: &Turn, started: &Started) -> Result<bool, JobError> {
+    let mut tx = turn.begin(ctx).await?;
+    let may = tool_attempts::may_be_done(&mut tx, started.call.id, Some(started.attempt)).await?;
+    tx.commit().await?;
+    Ok(may)
 }
 
 async fn ask_for_credential(

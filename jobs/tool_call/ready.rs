@@ -113,10 +113,7 @@ async fn show(
 async fn database(ctx: &Context, turn: &Turn, call: &Call, tool: &Tool) -> Result<Ready, JobError> {
     let endpoint = tool.endpoint.as_deref().ok_or_else(|| wrong("the tool has no endpoint"))?;
     let own = sql::origin(endpoint).map_err(|fault| JobError::refused("bad_tool", fault))?;
-    // Saved for one database of the server; the driver compares the server alone.
-    let saved_for = origin_of(endpoint).unwrap_or_else(|| own.clone());
-    let shown = show(ctx, turn, (call, tool), saved_for).await?;
-    Ok(Ready::Database(shown.map(|shown| Shown { origin: own, ..shown })))
+    Ok(Ready::Database(show(ctx, turn, (call, tool), own).await?))
 }
 
 /// `custom_config` of a `web_search` tool.

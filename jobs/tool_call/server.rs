@@ -117,6 +117,14 @@ async fn tell_change(ctx: &Context, turn: &Turn, connected: &Connected) -> sqlx:
     tx.commit().await
 }
 
+/// Asks the server to give up its work on a call that was called off between two looks. One that
+/// does not hear goes on in vain.
+pub async fn call_off(ctx: &Context, connected: &Connected, task: &str) {
+    if let Err(error) = ctx.mcp.cancel_task(&connected.key, &connected.server, task).await {
+        tracing::info!(%error, "the server was not told that nobody waits for its work");
+    }
+}
+
 async fn poll(ctx: &Context, connected: &Connected, id: &str) -> Result<Answer, Failure> {
     let polled = ctx.mcp.poll_task(&connected.key, &connected.server, id).await;
     polled.map_err(|error| {

@@ -8,6 +8,16 @@ use uuid::Uuid;
 const HEAD: f64 = 0.7;
 /// Keys and items that the shape of a cut JSON names.
 const NAMED: usize = 12;
+/// Of a name that the other side chose.
+const NAME_CHARS: usize = 64;
+/// Of each thing that a block says of itself.
+const DESCRIBED_CHARS: usize = 512;
+/// One reference; what is larger says only its type.
+const REFERENCE_BYTES: usize = 2 << 10;
+/// References in one view.
+const REFERENCES: usize = 32;
+/// All of them.
+const REFERENCES_BYTES: usize = 16 << 10;
 
 /// A result as a message shows it.
 pub struct View {
@@ -25,10 +35,11 @@ impl View {
         let (body, truncated) = bounded(&whole, handle, most);
         let text = format!("{}\n{body}", envelope(tool));
         let mut blocks = vec![json!({ "type": "text", "text": text })];
-        let media = output.content.iter().enumerate().filter(|(_, block)| kind(block) != "text");
-        blocks.extend(
-            media.map(|(n, block)| if with_media { block.clone() } else { reference(block, handle, n) }),
-        );
+        if with_media {
+            blocks.extend(output.content.iter().filter(|block| kind(block) != "text").cloned());
+        } else {
+            blocks.extend(references(output, handle));
+        }
         Self { text, blocks: Value::Array(blocks), truncated }
     }
 }
@@ -43,31 +54,60 @@ fn kind(block: &Value) -> &str {
     block.get("type").and_then(Value::as_str).unwrap_or("unknown")
 }
 
-/// A block that is too large for a message, by its place in the complete result.
+/// A block that is too large for a message, by its place in the complete result. Whatever the server
+/// wrote into it, it is small.
 fn reference(block: &Value, handle: Uuid, n: usize) -> Value {
-    let mut slim: Map<String, Value> = block.as_object().cloned().unwrap_or_default();
-    let size = |value: &Value| value.as_str().map_or(0, str::len);
-    let bytes = slim.get("data").map_or(0, size) + slim.pointer_size();
-    slim.remove("data");
-    if let Some(Value::Object(resource)) = slim.get_mut("resource") {
-        resource.remove("blob");
-        resource.remove("text");
+    let bytes: usize = ["/data", "/resource/blob", "/resource/text"]
+        .iter()
+        .filter_map(|at| block.pointer(at).and_then(Value::as_str))
+        .map(str::len)
+        .sum();
+    let left_out = json!({ "result": handle, "block": n, "encoded_bytes": bytes });
+    let mut slim = described(block);
+    slim.insert("type".into(), cut(kind(block), NAME_CHARS).into());
+    slim.insert("left_out".into(), left_out.clone());
+    if let Some(resource) = block.get("resource") {
+        slim.insert("resource".into(), described(resource).into());
     }
-    slim.insert("left_out".into(), json!({ "result": handle, "block": n, "encoded_bytes": bytes }));
-    Value::Object(slim)
+    let whole = Value::Object(slim);
+    if whole.to_string().len() <= REFERENCE_BYTES {
+        return whole;
+    }
+    json!({ "type": cut(kind(block), NAME_CHARS), "left_out": left_out })
 }
 
-trait PointerSize {
-    fn pointer_size(&self) -> usize;
+/// What a block says of itself.
+fn described(of: &Value) -> Map<String, Value> {
+    ["name", "title", "uri", "mimeType", "description"]
+        .iter()
+        .filter_map(|field| {
+            let text = of.get(field)?.as_str()?;
+            Some(((*field).to_owned(), cut(text, DESCRIBED_CHARS).into()))
+        })
+        .collect()
 }
 
-impl PointerSize for Map<String, Value> {
-    fn pointer_size(&self) -> usize {
-        let of = |field| {
-            self.get("resource").and_then(|r| r.get(field)).and_then(Value::as_str).map_or(0, str::len)
-        };
-        of("blob") + of("text")
+/// References to blocks that are no text, as many as a message may hold, and how many are not named.
+fn references(output: &ToolOutput, handle: Uuid) -> Vec<Value> {
+    let mut shown = Vec::new();
+    let (mut bytes, mut unnamed) = (0, 0);
+    for (n, block) in output.content.iter().enumerate().filter(|(_, block)| kind(block) != "text") {
+        let reference = reference(block, handle, n);
+        bytes += reference.to_string().len();
+        if shown.len() < REFERENCES && bytes <= REFERENCES_BYTES {
+            shown.push(reference);
+        } else {
+            unnamed += 1;
+        }
     }
+    if unnamed > 0 {
+        shown.push(json!({ "type": "left_out", "left_out": { "result": handle, "blocks": unnamed } }));
+    }
+    shown
+}
+
+fn cut(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
 }
 
 /// Everything in a result that can be read as text, in its order; of the rest, what it is.
@@ -128,7 +168,10 @@ fn shape(text: &str) -> String {
     let names = |keys: Vec<&str>| {
         let more =
             if keys.len() > NAMED { format!(" and {} more", keys.len() - NAMED) } else { String::new() };
-        format!("{}{more}", keys.into_iter().take(NAMED).collect::<Vec<_>>().join(", "))
+        format!(
+            "{}{more}",
+            keys.into_iter().take(NAMED).map(|key| cut(key, NAME_CHARS)).collect::<Vec<_>>().join(", ")
+        )
     };
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Array(items)) => {
@@ -249,5 +292,26 @@ mod tests {
         let referred = View::of(&output, "t", HANDLE, 100, false).blocks[1].clone();
         assert_eq!(referred["left_out"]["encoded_bytes"], 4);
         assert_eq!(referred["data"], Value::Null);
+    }
+
+    /// Everything but the data is the server's to choose as well.
+    #[test]
+    fn references_and_key_names_are_bounded_whatever_a_server_writes_into_them() {
+        let long = "x".repeat(100_000);
+        let hostile = json!({
+            "type": "resource_link", "uri": long, "name": "n", "description": "語".repeat(9000),
+            "_meta": { "a": long }, "annotations": { "b": long },
+        });
+        let strange = json!({ "type": long, "anything": long });
+        let content = (0..500).map(|n| if n % 2 == 0 { hostile.clone() } else { strange.clone() }).collect();
+        let seen = View::of(&ToolOutput { content, ..ToolOutput::text("") }, "t", HANDLE, 1000, false);
+        let blocks = seen.blocks.as_array().unwrap();
+        assert!(seen.blocks.to_string().len() < 24_000, "{}", seen.blocks.to_string().len());
+        assert!(blocks.len() > 5 && blocks.len() <= 2 + REFERENCES, "{}", blocks.len());
+        let unnamed = blocks.last().unwrap()["left_out"]["blocks"].as_u64().unwrap();
+        assert_eq!(unnamed as usize + blocks.len() - 2, 500, "each is named or counted");
+        let wide: Map<String, Value> = (0..12).map(|n| (format!("{n}{long}"), json!(1))).collect();
+        let seen = view(&Value::Object(wide).to_string(), 100);
+        assert!(seen.text.len() < 2000, "{}", seen.text.len());
     }
 }

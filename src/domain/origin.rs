@@ -12,7 +12,12 @@ pub fn origin_of(url: &str) -> Option<String> {
     match url.scheme() {
         "http" | "https" => Some(url.origin().ascii_serialization()),
         scheme => {
-            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            let (scheme, usual) = match scheme {
+                "postgres" | "postgresql" => ("postgres", Some(5432)),
+                "mysql" | "mariadb" => ("mysql", Some(3306)),
+                other => (other, None),
+            };
+            let port = url.port().or(usual).map(|port| format!(":{port}")).unwrap_or_default();
             Some(format!("{scheme}://{}{port}{}", host.to_lowercase(), url.path()))
         }
     }
@@ -54,6 +59,8 @@ mod tests {
         ];
         let all: std::collections::HashSet<_> = others.iter().map(|url| origin_of(url)).collect();
         assert!(all.len() == others.len() && !all.contains(&origin_of(same[0])) && !all.contains(&None));
+        assert_eq!(origin_of("mariadb://h/a"), origin_of("mysql://H:3306/a?ssl-mode=disabled"));
+        assert_eq!(origin_of("postgresql://h/a").as_deref(), Some("postgres://h:5432/a"));
         assert_eq!(origin_of("nonsense"), None);
         assert_eq!(origin_of("file:///etc/passwd"), None);
     }

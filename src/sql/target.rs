@@ -1,7 +1,7 @@
 //! Which database: an endpoint, and the credential that was saved for it.
 
 use super::error::SqlError;
-use crate::domain::{Credential, Saved};
+use crate::domain::{Credential, Saved, origin_of};
 use secrecy::SecretString;
 use std::path::{Component, Path, PathBuf};
 use url::Url;
@@ -45,17 +45,12 @@ pub(super) enum Target {
     Sqlite(PathBuf),
 }
 
-/// What a credential must have been saved for, as `scheme://host:port`; SQLite has none.
+/// What a credential must have been saved for: one database of one server; SQLite has none.
 pub fn origin(endpoint: &str) -> Result<String, SqlError> {
-    let (engine, url) = read(endpoint)?;
-    let wrong = || SqlError::Endpoint(shown(endpoint));
-    match engine {
-        Engine::Sqlite => Ok("sqlite:".to_owned()),
-        Engine::Postgres | Engine::MySql => {
-            let (scheme, port) =
-                if engine == Engine::Postgres { ("postgres", 5432) } else { ("mysql", 3306) };
-            let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-            Ok(format!("{scheme}://{}:{}", host.to_ascii_lowercase(), url.port().unwrap_or(port)))
+    match read(endpoint)? {
+        (Engine::Sqlite, _) => Ok("sqlite:".to_owned()),
+        (Engine::Postgres | Engine::MySql, url) => {
+            origin_of(url.as_str()).ok_or_else(|| SqlError::Endpoint(shown(endpoint)))
         }
     }
 }
@@ -112,7 +107,7 @@ impl Server {
         let asked = origin(endpoint)?;
         let (username, password) = match saved {
             None => (String::new(), SecretString::from("")),
-            Some(saved) if origin(saved.origin).ok().as_deref() != Some(&asked) => {
+            Some(saved) if origin_of(saved.origin).as_deref() != Some(&asked) => {
                 return Err(SqlError::Origin { saved: saved.origin.to_owned(), asked });
             }
             Some(Saved { credential: Credential::Basic { username, password }, .. }) => {
@@ -140,10 +135,10 @@ impl Server {
                 _ => return Err(wrong()),
             }),
         };
-        let (_, port) = asked.rsplit_once(':').ok_or_else(wrong)?;
+        let usual = if url.scheme().starts_with("postgres") { 5432 } else { 3306 };
         Ok(Self {
             host: url.host_str().ok_or_else(wrong)?.trim_matches(['[', ']']).to_ascii_lowercase(),
-            port: port.parse().map_err(|_| wrong())?,
+            port: url.port().unwrap_or(usual),
             database: database.to_owned(),
             username,
             password,

@@ -69,7 +69,7 @@ impl Shop {
             own: PgPool::connect_with((*options).clone().database("postgres")).await.unwrap(),
             credential: basic(&role, "reader-pw"),
             endpoint: format!("postgres://{address}/{name}"),
-            origin: format!("postgres://{address}"),
+            origin: format!("postgres://{address}/{name}"),
             role: role.clone(),
             db,
         };
@@ -384,10 +384,10 @@ async fn the_database_s_own_words_reach_the_model(db: PgPool) {
 #[test]
 fn endpoints_are_read_with_care() {
     for (endpoint, expected) in [
-        ("postgres://db.example/shop", "postgres://db.example:5432"),
-        ("postgresql://DB.example:6000/shop", "postgres://db.example:6000"),
-        ("mysql://db.example/shop?sslmode=require", "mysql://db.example:3306"),
-        ("mariadb://[::1]:1/x", "mysql://[::1]:1"),
+        ("postgres://db.example/shop", "postgres://db.example:5432/shop"),
+        ("postgresql://DB.example:6000/shop", "postgres://db.example:6000/shop"),
+        ("mysql://db.example/shop?sslmode=require", "mysql://db.example:3306/shop"),
+        ("mariadb://[::1]:1/x", "mysql://[::1]:1/x"),
         ("sqlite:shop.db", "sqlite:"),
     ] {
         assert_eq!(origin(endpoint).unwrap(), expected, "{endpoint}");

@@ -124,21 +124,32 @@ pub async fn note(conn: &mut PgConnection, connection: Uuid, seen: Seen<'_>) -> 
 
 /// A sync that began at `began` (the database's clock) has looked. Answers whether the server said
 /// since then that its tools changed again: whoever wrote that found this job's key taken, and relies
-/// on it to look once more.
+/// on it to look once more. Calls that waited for this look go on.
 pub async fn synced(
     conn: &mut PgConnection,
     connection: Uuid,
     began: chrono::DateTime<chrono::Utc>,
 ) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
+    let again = sqlx::query_scalar!(
         r#"UPDATE gristmill.mcp_server_connections
            SET synced_at = clock_timestamp(), changed_at = CASE WHEN changed_at > $2 THEN changed_at END WHERE id = $1
            RETURNING changed_at IS NOT NULL AS "again!""#,
         connection,
         began
     )
-    .fetch_one(conn)
-    .await
+    .fetch_one(&mut *conn)
+    .await?;
+    if !again {
+        sqlx::query!(
+            "SELECT gristmill.wake_calls(c.workspace_id, ARRAY(SELECT t.id FROM gristmill.tools t WHERE t.connection_id = c.id),
+                                         'NEEDS_APPROVAL')
+             FROM gristmill.mcp_server_connections c WHERE c.id = $1",
+            connection
+        )
+        .fetch_one(conn)
+        .await?;
+    }
+    Ok(again)
 }
 
 /// The server said that its tools changed: its calls wait until a sync, which this queues, has looked.

@@ -292,3 +292,8 @@ pub async fn revive_calls(conn: &mut PgConnection, deadline: Duration, most: i32
 pub async fn afford_calls(conn: &mut PgConnection, most: i32) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT gristmill.afford_tool_calls($1) AS "n!""#, most).fetch_one(conn).await
 }
+
+/// Wakes tool calls that wait for what is there: whoever brought it may have missed them.
+pub async fn remind_calls(conn: &mut PgConnection, most: i32) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT gristmill.remind_tool_calls($1) AS "n!""#, most).fetch_one(conn).await
+}

@@ -69,7 +69,7 @@ pub struct Outcome<'a> {
     pub unsent: bool,
 }
 
-/// Writes the outcome of a start, once.
+/// Writes the outcome of a start, once. A person's order that was not carried out is given back.
 pub async fn finish(conn: &mut PgConnection, id: Uuid, outcome: Outcome<'_>) -> sqlx::Result<()> {
     let done = sqlx::query!(
         "UPDATE gristmill.tool_attempts SET outcome = $2::text::gristmill.tool_call_state, failure = $3, unsent = $4,
@@ -80,9 +80,42 @@ pub async fn finish(conn: &mut PgConnection, id: Uuid, outcome: Outcome<'_>) -> 
         outcome.failure,
         outcome.unsent
     )
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
-    exactly_one(&done)
+    exactly_one(&done)?;
+    if outcome.unsent {
+        sqlx::query!(
+            "UPDATE gristmill.tool_calls c SET ordered = true, ordered_by = a.ordered_by
+             FROM gristmill.tool_attempts a WHERE a.id = $1 AND a.ordered AND c.id = a.call_id",
+            id
+        )
+        .execute(conn)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Whether a start of the call, other than `besides`, may have had an effect that nobody knows of.
+pub async fn may_be_done(
+    conn: &mut PgConnection,
+    call: ToolCallId,
+    besides: Option<Uuid>,
+) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"SELECT gristmill.may_be_done($1, $2) AS "may!""#, call.0, besides)
+        .fetch_one(conn)
+        .await
+}
+
+/// Whether an earlier start of the call may have reached the other side and has no known outcome,
+/// whatever the call was taken for then.
+pub async fn was_left_open(conn: &mut PgConnection, call: ToolCallId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM gristmill.tool_attempts
+                          WHERE call_id = $1 AND NOT unsent AND (outcome IS NULL OR outcome = 'UNKNOWN')) AS "open!""#,
+        call.0
+    )
+    .fetch_one(conn)
+    .await
 }
 
 /// Writes that the other side made a task of it.

@@ -32,6 +32,8 @@ pub struct Call {
     /// A person ordered one more start of it.
     pub ordered: bool,
     pub ordered_by: Option<Uuid>,
+    /// Why it was called off while its server works on it.
+    pub called_off: Option<String>,
     /// Whether its end was written, so that nobody can say anything about it any more.
     pub has_result: bool,
 }
@@ -40,7 +42,7 @@ pub struct Call {
 pub async fn hold(conn: &mut PgConnection, id: ToolCallId) -> sqlx::Result<Option<Call>> {
     let row = sqlx::query!(
         r#"SELECT c.conversation_id, c.message_id, c.tool_call_id, c.ord, c.tool_id, c.tool_name, c.user_id, c.agent_id,
-                  c.arguments, c.state::text AS "state!", c.ordered, c.ordered_by,
+                  c.arguments, c.state::text AS "state!", c.ordered, c.ordered_by, c.called_off,
                   EXISTS (SELECT FROM gristmill.tool_results r WHERE r.call_id = c.id) AS "has_result!"
            FROM gristmill.tool_calls c WHERE c.id = $1 FOR NO KEY UPDATE"#,
         id.0
@@ -62,6 +64,7 @@ pub async fn hold(conn: &mut PgConnection, id: ToolCallId) -> sqlx::Result<Optio
         state: decoded(row.state.parse())?,
         ordered: row.ordered,
         ordered_by: row.ordered_by,
+        called_off: row.called_off,
         has_result: row.has_result,
     }))
 }
@@ -77,7 +80,8 @@ pub async fn request_again(conn: &mut PgConnection, id: ToolCallId) -> sqlx::Res
     exactly_one(&done)
 }
 
-/// Writes that a call waits for somebody, and until when. UNKNOWN is an end that waits too.
+/// Writes that a call waits for somebody, and until when: one that waits already waits no longer for
+/// having looked again. UNKNOWN is an end that waits too.
 pub async fn park(
     conn: &mut PgConnection,
     id: ToolCallId,
@@ -86,7 +90,8 @@ pub async fn park(
 ) -> sqlx::Result<()> {
     let patience = PgInterval { months: 0, days: 0, microseconds: patience.as_micros() as i64 };
     let done = sqlx::query!(
-        "UPDATE gristmill.tool_calls SET state = $2::text::gristmill.tool_call_state, reason = $3, expires_at = now() + $4,
+        "UPDATE gristmill.tool_calls SET state = $2::text::gristmill.tool_call_state, reason = $3,
+                expires_at = CASE WHEN state::text = $2 THEN coalesce(expires_at, now() + $4) ELSE now() + $4 END,
                 finished_at = CASE WHEN $2 = 'UNKNOWN' THEN clock_timestamp() END
          WHERE id = $1",
         id.0,
@@ -99,10 +104,42 @@ pub async fn park(
     exactly_one(&done)
 }
 
+/// Writes that a call at work waits for a credential, without which its server does not say how far
+/// it is, and until when.
+pub async fn wait_at_work(
+    conn: &mut PgConnection,
+    id: ToolCallId,
+    (reason, patience): (&str, Duration),
+) -> sqlx::Result<()> {
+    let patience = PgInterval { months: 0, days: 0, microseconds: patience.as_micros() as i64 };
+    let done = sqlx::query!(
+        "UPDATE gristmill.tool_calls SET reason = $2, expires_at = coalesce(expires_at, now() + $3)
+         WHERE id = $1 AND state = 'STARTED'",
+        id.0,
+        reason,
+        patience
+    )
+    .execute(conn)
+    .await?;
+    exactly_one(&done)
+}
+
+/// A call at work waits for nobody any more.
+pub async fn goes_on(conn: &mut PgConnection, id: ToolCallId) -> sqlx::Result<()> {
+    sqlx::query!(
+        "UPDATE gristmill.tool_calls SET reason = NULL, expires_at = NULL
+         WHERE id = $1 AND state = 'STARTED' AND expires_at IS NOT NULL",
+        id.0
+    )
+    .execute(conn)
+    .await
+    .map(drop)
+}
+
 /// STARTED: from here on it may have reached the other side. Uses up a person's order.
 pub async fn start(conn: &mut PgConnection, id: ToolCallId, definition: Option<Uuid>) -> sqlx::Result<()> {
     let done = sqlx::query!(
-        "UPDATE gristmill.tool_calls SET state = 'STARTED', definition_id = $2, ordered = false WHERE id = $1",
+        "UPDATE gristmill.tool_calls SET state = 'STARTED', definition_id = $2, ordered = false, expires_at = NULL WHERE id = $1",
         id.0,
         definition
     )
@@ -116,7 +153,7 @@ pub async fn finish(conn: &mut PgConnection, id: ToolCallId, error: Option<&str>
     let state = if error.is_some() { ToolCallState::Error } else { ToolCallState::Ok };
     let done = sqlx::query!(
         "UPDATE gristmill.tool_calls SET state = $2::text::gristmill.tool_call_state, reason = $3,
-                finished_at = clock_timestamp(), expires_at = NULL
+                finished_at = clock_timestamp(), expires_at = NULL, ordered = false
          WHERE id = $1",
         id.0,
         state.as_str(),

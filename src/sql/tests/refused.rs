@@ -78,9 +78,9 @@ async fn what_the_guard_or_the_credential_refuses_gets_no_connection() {
     let closed = Sql::new(&settings(), Guard::new(&[]), own.clone());
     let open = Sql::new(&settings(), guard(), own);
     let credential = basic("u", "canary-password");
-    let elsewhere = Saved { credential: &credential, origin: "postgres://db.example:5432" };
+    let elsewhere = Saved { credential: &credential, origin: "postgres://db.example:5432/shop" };
     let bearer = Credential::Bearer { token: SecretString::from("t") };
-    let right = format!("postgres://127.0.0.1:{port}");
+    let right = format!("postgres://127.0.0.1:{port}/shop");
     for (sql, scheme, saved) in [
         (&closed, "postgres", None),
         (&closed, "mysql", None),

@@ -240,3 +240,110 @@ async fn a_call_that_waits_for_money_goes_on_when_there_is_some(db: PgPool) -> a
     assert_eq!(chat.state(call).await?.0, "OK");
     Ok(())
 }
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn looking_again_says_nothing_new_and_waits_no_longer(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let (chat, tool) = effectful(&world).await?;
+    let call = chat.call("a", "pay", json!({ "query": "q" })).await?;
+    chat.work().await?;
+    chat.change("UPDATE gristmill.tool_calls SET expires_at = now() + interval '1 h'".into()).await?;
+    chat.say("SELECT gristmill.unpark(id) FROM gristmill.jobs WHERE unique_key = $1::text", call).await?;
+    chat.work().await?;
+    assert_eq!(chat.events(call).await?, ["requested", "needs_approval"]);
+    let kept = "SELECT count(*) FROM gristmill.tool_calls WHERE expires_at <= now() + interval '1 h'";
+    assert_eq!(world.count(kept).await?, 1);
+    // Nobody approved it: the policy did.
+    chat.change(format!(
+        "INSERT INTO gristmill.tool_policies (workspace_id, tool_id, decision) VALUES ('{}', '{tool}', 'allow')",
+        chat.workspace
+    ))
+    .await?;
+    chat.say("SELECT gristmill.unpark(id) FROM gristmill.jobs WHERE unique_key = $1::text", call).await?;
+    chat.work().await?;
+    assert_eq!(
+        chat.events(call).await?,
+        ["requested", "needs_approval", "resumed", "started", "ok", "answered"]
+    );
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_policy_that_allows_speaks_only_of_calls_that_say_what_it_bounds(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let (chat, tool) = effectful(&world).await?;
+    chat.change(format!(
+        "INSERT INTO gristmill.tool_policies (workspace_id, tool_id, decision, arguments)
+         VALUES ('{}', '{tool}', 'allow', '{{\"properties\": {{\"limit\": {{\"maximum\": 5}}}}}}')",
+        chat.workspace
+    ))
+    .await?;
+    let silent = chat.call("a", "pay", json!({ "query": "q" })).await?;
+    chat.work().await?;
+    assert_eq!(chat.state(silent).await?.0, "NEEDS_APPROVAL");
+    Ok(())
+}
+
+/// What was taken away while the call was made ready: here, while it took its turn at the tool's limit.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_right_that_is_lost_between_the_look_and_the_start_stops_the_call(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let chat = Chat::new(&world).await?;
+    let tool = chat.knowledge_base("kb").await?;
+    chat.change(format!("SELECT gristmill.set_limit('tool:{tool}', 'calls', 100, NULL)")).await?;
+    for sql in [
+        "CREATE FUNCTION public.take_away() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+         $$ BEGIN DELETE FROM gristmill.agent_tools; RETURN NULL; END $$",
+        "CREATE TRIGGER take_away AFTER INSERT OR UPDATE ON gristmill.limits
+         FOR EACH STATEMENT EXECUTE FUNCTION public.take_away()",
+    ] {
+        chat.change(sql.into()).await?;
+    }
+    let call = chat.call("a", "kb", json!({ "query": "q" })).await?;
+    chat.work().await?;
+    assert_eq!(chat.state(call).await?, ("DENIED".into(), Some("the agent does not have this tool".into())));
+    assert_eq!(world.count("SELECT count(*) FROM gristmill.agent_tools").await?, 0, "taken away meanwhile");
+    assert_eq!(starts(&world).await?, 0);
+    Ok(())
+}
+
+/// As a save leaves it whose transaction was open while the call looked: neither saw the other.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn tidy_wakes_a_call_whose_credential_came_unseen(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let chat = Chat::new(&world).await?;
+    let tool = chat.knowledge_base("kb").await?;
+    chat.change(format!("UPDATE gristmill.tools SET authentication_type = 'bearer' WHERE id = '{tool}'"))
+        .await?;
+    let call = chat.call("a", "kb", json!({ "query": "q" })).await?;
+    chat.work().await?;
+    assert_eq!(chat.state(call).await?.0, "NEEDS_AUTH");
+    tidy(&world).await?;
+    assert_eq!(chat.state(call).await?.0, "NEEDS_AUTH", "there is none yet");
+    chat.change("ALTER TABLE gristmill.tool_credentials DISABLE TRIGGER tool_credentials_wake".into())
+        .await?;
+    chat.change(format!(
+        "INSERT INTO gristmill.tool_credentials (workspace_id, tool_id, origin, credential, iv, auth_tag, key_id)
+         VALUES ('{}', '{tool}', 'https://a.test', 'x', repeat('i', 16), repeat('t', 22), 'k')",
+        chat.workspace
+    ))
+    .await?;
+    tidy(&world).await?;
+    assert_eq!(chat.state(call).await?.0, "OK");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_call_asked_for_again_of_another_tool_is_refused(db: PgPool) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let chat = Chat::new(&world).await?;
+    let tool = chat.knowledge_base("one").await?;
+    chat.knowledge_base("two").await?;
+    let call = chat.call("a", "one", json!({ "query": "q" })).await?;
+    assert_eq!(chat.call("a", &tool.to_string(), json!({ "query": "q" })).await?, call, "by its id");
+    let refused = chat.call("a", "two", json!({ "query": "q" })).await.unwrap_err();
+    assert!(refused.to_string().contains("of another tool, one"), "{refused}");
+    Ok(())
+}

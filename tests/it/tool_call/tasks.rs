@@ -124,3 +124,55 @@ async fn a_task_that_failed_is_an_answer_and_one_that_takes_too_long_is_unknown(
     world.ctx.mcp.close().await;
     Ok(())
 }
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_task_that_is_cancelled_between_two_looks_is_cancelled_at_its_server(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let chat = Chat::new(&world).await?;
+    let served =
+        mill(|_, asked| poll(asked, &json!({ "status": "working", "pollIntervalMs": 60_000 }))).await;
+    tool(&chat, &served).await?;
+    let call = chat.call("a", "mill__grind", json!({})).await?;
+    let worker = Worker::start(&world.ctx, every_kind)?;
+    let waits =
+        "SELECT count(*) = 1 FROM gristmill.jobs WHERE state = 'SCHEDULED' AND reason LIKE '%works on it%'";
+    let waited = world.until("the job was put down", waits).await;
+    chat.say("SELECT gristmill.cancel_call($1)", call).await?;
+    let ended =
+        world.until("it ended", "SELECT bool_and(state = 'CANCELLED') FROM gristmill.tool_calls").await;
+    worker.stop().await;
+    waited?;
+    ended?;
+    let given_up =
+        served.asked.lock().unwrap().iter().filter(|asked| asked.body["method"] == "tasks/cancel").count();
+    assert_eq!(given_up, 1, "the server is told");
+    assert!(chat.told().await?[0].text.contains("it may have been done"));
+    world.ctx.mcp.close().await;
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_call_whose_server_changed_is_parked_until_a_sync_has_looked(db: PgPool) -> anyhow::Result<()> {
+    let world = world(db).await?;
+    let chat = Chat::new(&world).await?;
+    let served = mill(|_, asked| poll(asked, &json!({ "status": "completed", "result": flour() }))).await;
+    tool(&chat, &served).await?;
+    chat.change("UPDATE gristmill.mcp_server_connections SET changed_at = now()".into()).await?;
+    let call = chat.call("a", "mill__grind", json!({})).await?;
+    chat.work().await?;
+    assert_eq!(chat.state(call).await?.0, "NEEDS_APPROVAL");
+    let waits = "SELECT count(*) FROM gristmill.jobs WHERE state = 'PARKED'";
+    assert_eq!(world.count(waits).await?, 1);
+    let connection: Uuid =
+        sqlx::query_scalar("SELECT id FROM gristmill.mcp_server_connections").fetch_one(&world.admin).await?;
+    let mut tx = gristmill::store::tenant(&world.ctx.db, chat.workspace).await?;
+    let now = gristmill::store::mcp_servers::now(&mut tx).await?;
+    assert!(!gristmill::store::mcp_servers::synced(&mut tx, connection, now).await?);
+    tx.commit().await?;
+    chat.work().await?;
+    assert_eq!(chat.state(call).await?.0, "OK");
+    world.ctx.mcp.close().await;
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! What a worker that died half-way leaves: harmless calls run again, the others ask a person.
 
 use super::Chat;
+use super::bank::{Bank, Manner, sum};
 use crate::world::World;
 use serde_json::json;
 use sqlx::PgPool;
@@ -172,5 +173,76 @@ async fn a_call_whose_workers_all_died_does_not_end_in_silence(db: PgPool) -> an
     chat.work().await?;
     assert_eq!(chat.state(effectful).await?.0, "OK");
     assert_eq!(chat.told().await?.len(), 2);
+    Ok(())
+}
+
+/// An order is a person's: one that never left the house is still to be carried out.
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn an_ordered_start_that_was_not_sent_is_made_again_by_the_same_order(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = super::effects::world(db).await?;
+    let chat = Chat::new(&world).await?;
+    let mut bank = Bank::open().await?;
+    let tool = bank.tool(&chat, Manner::Answers, "effectful").await?;
+    let port = bank.port;
+    bank.close().await;
+    let call = chat.call("a", &tool, sum()).await?;
+    abandon(&chat, call, "effectful").await?;
+    chat.work().await?;
+    assert_eq!(chat.state(call).await?.0, "UNKNOWN");
+    chat.say("SELECT gristmill.resolve_unknown($1, 'again')", call).await?;
+    let worker = gristmill::runtime::Worker::start(&world.ctx, gristmill::runtime::every_kind)?;
+    let failed = "SELECT count(*) >= 1 FROM gristmill.tool_attempts WHERE unsent AND ordered";
+    let failed = world.until("the ordered start failed", failed).await;
+    let bank = Bank::at(port).await?;
+    let ended = "SELECT bool_and(state = 'OK') FROM gristmill.tool_calls";
+    let ended = world.until("it was made", ended).await;
+    worker.stop().await;
+    failed?;
+    ended?;
+    assert_eq!(bank.executions(call), 1);
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_denied_order_tells_the_model_that_an_earlier_start_may_have_been_done(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let (chat, call) = scene(&world, "effectful").await?;
+    abandon(&chat, call, "effectful").await?;
+    chat.work().await?;
+    chat.say("SELECT gristmill.resolve_unknown($1, 'again')", call).await?;
+    chat.say("SELECT gristmill.deny_call($1)", call).await?;
+    assert!(chat.told().await?[0].text.contains("it may have been done all the same"));
+    let fresh = chat.call("b", "kb", json!({ "query": "q" })).await?;
+    chat.say("SELECT gristmill.deny_call($1)", fresh).await?;
+    assert!(chat.told().await?[1].text.ends_with("a person said no"), "nothing was started");
+    Ok(())
+}
+
+#[sqlx::test(migrator = "gristmill::MIGRATOR")]
+async fn a_start_taken_for_harmless_and_left_open_is_not_repeated_once_it_counts_as_effectful(
+    db: PgPool,
+) -> anyhow::Result<()> {
+    let world = World::new(db).await?;
+    let (chat, call) = scene(&world, "effectful").await?;
+    chat.change(format!(
+        "INSERT INTO gristmill.tool_policies (workspace_id, decision) VALUES ('{}', 'allow')",
+        chat.workspace
+    ))
+    .await?;
+    chat.change(format!(
+        "INSERT INTO gristmill.tool_attempts (workspace_id, call_id, effect, idempotency_key, outcome, failure, finished_at)
+         VALUES ('{}', '{call}', 'read', '{call}', 'UNKNOWN', 'lost', now())",
+        chat.workspace
+    ))
+    .await?;
+    chat.work().await?;
+    assert_eq!((chat.state(call).await?.0.as_str(), starts(&world).await?), ("UNKNOWN", 1));
+    chat.say("SELECT gristmill.resolve_unknown($1, 'again')", call).await?;
+    chat.work().await?;
+    assert_eq!((chat.state(call).await?.0.as_str(), starts(&world).await?), ("OK", 2));
     Ok(())
 }
