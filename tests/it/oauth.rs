@@ -321,7 +321,7 @@ async fn a_look_at_a_server_that_refuses_each_token_renews_it_once(db: PgPool) -
     let provider = Provider::start(Rules::default()).await;
     let (world, _, _) = world_with_ended_login(db, &provider).await;
     let chat = Chat::new(&world).await?;
-    let subject = connected(&chat, &provider, "error").await?;
+    let subject = connected(&chat, &provider, "disconnected").await?;
     // The login itself brings the look.
     sign_in(&world, &provider, UserId(chat.user), subject).await;
     world.work(every_kind).await?;

@@ -229,3 +229,21 @@ async fn other_headers_are_another_session_and_calls_at_work_keep_theirs() {
     assert_eq!(words(&slow.unwrap()), "old");
     clients.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_under_its_own_id_is_not_posted_again_and_a_500_leaves_the_outcome_open() {
+    for (status, open) in [(400, false), (404, false), (500, true)] {
+        let served = Served::start(move |asked| {
+            handshake(asked).unwrap_or_else(|| {
+                let error = json!({ "code": -32000, "message": "paid, but the session could not be closed" });
+                let body = json!({ "jsonrpc": "2.0", "id": asked.body["id"], "error": error });
+                Act::Json(status, vec![], body)
+            })
+        })
+        .await;
+        let error = asks(&served, "echo").await.unwrap_err();
+        assert_eq!(served.calls().len(), 1, "{status}: {error:?}");
+        let unknown = matches!(error, McpError::Status { sent: true, .. });
+        assert!(error.was_sent() && unknown == open, "{status}: {error:?}");
+    }
+}
