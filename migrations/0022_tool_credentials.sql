@@ -21,7 +21,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, gristmill, pg_temp A
         JOIN jobs j ON j.kind = 'tool_call' AND j.workspace_id = c.workspace_id AND j.unique_key = c.id::text
                    AND j.state IN ('PARKED', 'RUNNING')
         WHERE c.workspace_id = workspace AND c.tool_id = ANY (of_tools) AND c.finished_at IS NULL
-          AND (c.state = waits OR j.state = 'RUNNING')
+          -- STARTED and parked: a task of a server, whose credential ended.
+          AND (c.state IN (waits, 'STARTED') OR j.state = 'RUNNING')
           AND (of_user IS NULL OR c.user_id = of_user)
           AND workspace = coalesce(current_workspace(), workspace)
         ORDER BY j.id)
