@@ -250,6 +250,7 @@ pub(super) fn decode(pointer: &str) -> String {
 mod tests {
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "so that each json! stands bare")]
     fn object(schemas: Value, properties: Value) -> Result<Value, ToolError> {
         let document = Document::read(&json!({ "openapi": "3.1.0", "b": schemas }))?;
         document.object(vec![("x".to_owned(), properties)], &[])
@@ -283,7 +284,7 @@ mod tests {
         let mut bomb = format!("openapi: 3.1.0\na0: &a0 [{}]\n", vec!["x"; 50].join(", "));
         for i in 1..6 {
             let aliases = vec![format!("*a{}", i - 1); 50].join(", ");
-            bomb.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+            bomb = [bomb, format!("a{i}: &a{i} [{aliases}]\n")].concat();
         }
         assert!(matches!(Document::read(&bomb.into()), Err(ToolError::Unreadable(_))));
         let long =
