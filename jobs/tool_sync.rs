@@ -80,7 +80,7 @@ async fn sync(ctx: &Context, turn: &Turn, connection: Uuid) -> Result<Done, JobE
         return Ok(turn.nothing_to_write());
     }
     let wanted = Wanted { workspace: turn.workspace(), connection, user, refused: None };
-    let (connected, listing) = match list(ctx, turn, wanted).await {
+    let (connected, listing) = match list(ctx, wanted).await {
         Ok(listed) => listed,
         Err(error) => return failed(ctx, turn, connection, error).await,
     };
@@ -101,14 +101,11 @@ async fn sync(ctx: &Context, turn: &Turn, connection: Uuid) -> Result<Done, JobE
 }
 
 /// Lists, and once more with a renewed token where the server refuses the one it was shown.
-async fn list(ctx: &Context, turn: &Turn, mut wanted: Wanted) -> Result<(Connected, Listing), JobError> {
+async fn list(ctx: &Context, mut wanted: Wanted) -> Result<(Connected, Listing), JobError> {
     let mut renewed = false;
     loop {
         let connected = connect(ctx, &wanted).await?;
-        let listed = tokio::select! {
-            listed = ctx.mcp.list(&connected.key, &connected.server) => listed,
-            () = turn.stop.cancelled() => return Err(JobError::Cancelled),
-        };
+        let listed = ctx.mcp.list(&connected.key, &connected.server).await;
         match listed {
             Ok(listing) => return Ok((connected, listing)),
             Err(McpError::NeedsAuth { status: 401, .. }) if connected.version().is_some() && !renewed => {
@@ -129,7 +126,7 @@ async fn list(ctx: &Context, turn: &Turn, mut wanted: Wanted) -> Result<(Connect
 /// Notes on the connection why it does not work. What may pass is tried again; what a person must
 /// mend is not: a saved credential or the clock brings the next look.
 async fn failed(ctx: &Context, turn: &Turn, connection: Uuid, error: JobError) -> Result<Done, JobError> {
-    if matches!(error, JobError::Lost | JobError::Cancelled) {
+    if matches!(error, JobError::Lost) {
         return Err(error);
     }
     let why = pin::clean(&error.to_string(), FAILURE);

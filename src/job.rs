@@ -45,9 +45,6 @@ pub enum JobError {
     /// Somebody else has the job now; nothing may be written.
     #[error("the lease was lost")]
     Lost,
-    /// It was told to stop, and has.
-    #[error("cancelled")]
-    Cancelled,
 }
 
 /// What a parked job waits for; the first word of its reason.

@@ -134,7 +134,6 @@ fn judge(job: &Claimed, error: JobError) -> End {
             End::Acknowledge(Outcome::Wait { delay: delay.max(Duration::from_millis(100)), reason })
         }
         JobError::Park { why: word, reason } => End::Park(why("", &format!("{word}: {reason}")).reason),
-        JobError::Cancelled => End::CallOff,
         JobError::Lost => End::Lost,
     }
 }
